@@ -1,0 +1,81 @@
+"""kerasvae: from a folder of brain images to a deployable encoder that you can trust.
+
+Public names are loaded when first used; importing this package imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kerasvae.data import Cohort, Split
+    from kerasvae.data.simulate import simulate
+    from kerasvae.distributions import NormalLikelihood, NormalPosterior, StandardNormalPrior
+    from kerasvae.models import VAE
+    from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, linear_start
+    from kerasvae.preprocess import Pipeline, fit_pipeline
+    from kerasvae.training.recipe import Recipe, load_recipe
+    from kerasvae.training.run import Run, load_run
+    from kerasvae.training.train import train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "VAE": "kerasvae.models",
+    "Cohort": "kerasvae.data",
+    "Split": "kerasvae.data",
+    "simulate": "kerasvae.data.simulate",
+    "NormalLikelihood": "kerasvae.distributions",
+    "NormalPosterior": "kerasvae.distributions",
+    "StandardNormalPrior": "kerasvae.distributions",
+    "conv_decoder": "kerasvae.networks",
+    "conv_encoder": "kerasvae.networks",
+    "dense_decoder": "kerasvae.networks",
+    "dense_encoder": "kerasvae.networks",
+    "linear_start": "kerasvae.networks",
+    "Pipeline": "kerasvae.preprocess",
+    "fit_pipeline": "kerasvae.preprocess",
+    "Recipe": "kerasvae.training.recipe",
+    "load_recipe": "kerasvae.training.recipe",
+    "Run": "kerasvae.training.run",
+    "load_run": "kerasvae.training.run",
+    "train": "kerasvae.training.train",
+}
+
+__all__ = [
+    "VAE",
+    "Cohort",
+    "NormalLikelihood",
+    "NormalPosterior",
+    "Pipeline",
+    "Recipe",
+    "Run",
+    "Split",
+    "StandardNormalPrior",
+    "__version__",
+    "conv_decoder",
+    "conv_encoder",
+    "dense_decoder",
+    "dense_encoder",
+    "fit_pipeline",
+    "linear_start",
+    "load_recipe",
+    "load_run",
+    "simulate",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kerasvae' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names, loaded or not."""
+    return sorted(__all__)

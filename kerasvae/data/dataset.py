@@ -44,7 +44,7 @@ def training_dataset(
     count = len(images)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        key = tf.stack([tf.constant(seed, tf.int64), number, tf.constant(0x0EB0C, tf.int64)])
+        key = tf.stack([tf.constant(seed, tf.int64), number])
         indices = tf.data.Dataset.range(count).map(
             lambda i: tf.random.experimental.index_shuffle(i, seed=key, max_index=tf.constant(count - 1, tf.int64))
         )

@@ -7,12 +7,14 @@ arXiv 2006.13202, section 3.2: for a normal likelihood the optimal σ² is the m
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from numpy.typing import NDArray
 
 from kerasvae.errors import ArgumentError, nearest
 from kerasvae.types import Mask, pack_mask, unpack_mask
@@ -83,7 +85,7 @@ class NormalLikelihood(keras.layers.Layer):
         square = tf.math.divide_no_nan(tf.convert_to_tensor(self.weighted_square), weight)
         return tf.maximum(tf.where(weight > 0, tf.sqrt(square), self.stddev), self.floor)
 
-    def count(self, x: tf.Tensor) -> int:
+    def count(self, x: Any) -> int:
         """Number of voxels the sum runs over."""
         return int(np.prod(x.shape[1:])) if self.mask is None else int(self.mask.sum())
 
@@ -109,6 +111,19 @@ class NormalLikelihood(keras.layers.Layer):
         if self.mask is not None:
             square = tf.where(self.mask, square, 0.0)
         return sum_over_event(square) / self.count(x)
+
+    def calibrated_log_prob(self, squared_residual: NDArray, x: Any) -> float:
+        """log p(x|z) in nats per subject, averaged, were σ at its optimum for these very subjects.
+
+        −N/2 · (1 + log 2πσ̂²) with σ̂² the mean squared residual: what a comparison of models on held-out people
+        needs, since σ is set on other held-out people in the end.
+
+        Args:
+            squared_residual: Per subject, from `squared_residual`, (n,).
+            x: The images, (n, *data_shape).
+        """
+        square = max(float(np.mean(squared_residual, dtype=np.float64)), self.floor**2)
+        return -0.5 * self.count(x) * (1 + math.log(2 * math.pi * square))
 
     def update(self, x: tf.Tensor, mean: tf.Tensor) -> None:
         """Follow the optimal σ² with one batch; does nothing where σ is fixed."""

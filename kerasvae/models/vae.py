@@ -144,6 +144,15 @@ class VAE(keras.Model):
             jit_compile = bool(tf.config.list_physical_devices("GPU"))
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
 
+    def get_compile_config(self) -> dict[str, Any]:
+        """What `compile` was given."""
+        return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as before saving; the optimiser's state follows with the weights."""
+        self.compile(optimizer=keras.saving.deserialize_keras_object(config["optimizer"]))
+        self.optimizer.build(self.trainable_variables)
+
     def fit(self, x: Any = None, y: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """As in Keras, on arrays or data sets of images (batch, *data_shape); `y` is not used.
 
@@ -237,6 +246,13 @@ class VAE(keras.Model):
             part = {name: np.mean([d.per_subject[name].numpy() for d in draws], axis=0) for name in REPORTED}
             parts.append({**part, "kl_per_dimension": draws[0].per_dimension["kl"].numpy()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def residual_terms(self, x: Any, seed: tf.Tensor) -> tuple[NDArray, NDArray, NDArray]:
+        """log-likelihood, KL and mean squared residual of each subject from one posterior draw, each (n,)."""
+        image = tf.constant(self._checked(x))
+        terms, mean = self.terms(image, seed)
+        square = self.likelihood.squared_residual(image, mean)
+        return terms.per_subject["log_likelihood"].numpy(), terms.per_subject["kl"].numpy(), square.numpy()
 
     def _checked(self, x: Any) -> NDArray[np.float32]:
         x = np.asarray(x, dtype=np.float32)

@@ -1,0 +1,247 @@
+"""The command line: the composition root, the one place that may import everything, and does so when needed.
+
+Exit status: 0 done, 1 the work failed, 2 the call was wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from kerasvae.errors import KerasVAEError
+
+if TYPE_CHECKING:
+    from kerasvae.training.run import Run
+
+__all__ = ["app", "main"]
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes are not for users of a command
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="From a folder of brain images to a deployable encoder that you can trust.",
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `kerasvae train` wrote.")]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder that `kerasvae export` wrote.")]
+
+
+@contextmanager
+def _bar() -> Iterator[Any]:
+    """A function `(stage, done, total, text)` that draws one line a stage on the terminal's error stream."""
+    columns = (TextColumn("{task.description:<11}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[text]}"), console=err) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int, text: str = "") -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, text=text)
+            bars.update(tasks[stage], completed=done, total=total, text=text)
+
+        yield report
+
+
+@app.command()
+def simulate(
+    directory: Annotated[Path, typer.Argument(help="New folder for the BIDS derivative.")],
+    people: Annotated[int, typer.Option(min=1, help="Number of people.")],
+    visits: Annotated[int, typer.Option(min=1, help="Visits of each person.")] = 1,
+    sites: Annotated[int, typer.Option(min=1, help="Number of scanners.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed; the same seed gives the same images.")] = 0,
+) -> None:
+    """Simulate a cohort with known ground truth. Example: `kerasvae simulate cohort --people 60 --seed 1`."""
+    from kerasvae.data.simulate import simulate as run_simulation
+
+    with _bar() as report:
+        path = run_simulation(
+            directory,
+            people=people,
+            visits=visits,
+            sites=sites,
+            seed=seed,
+            progress=lambda done, total: report("simulate", done, total),
+        )
+    out.print(f"Cohort: {path}\nTruth:  {path / 'ground_truth.tsv'}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or a shipped recipe: demo, t1-4mm, gm-4mm.")],
+    data: Annotated[Path, typer.Option(help="BIDS derivative folder, or a table with a `path` column.")],
+    out_: Annotated[Path, typer.Option("--out", help="New run folder.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override: section.key=value.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,
+) -> None:
+    """Train a model. Example: `kerasvae train t1-4mm --data DERIVATIVE --out run --set training.epochs=20`."""
+    from kerasvae.training.recipe import load_recipe
+
+    chosen = load_recipe(recipe, set_ or [])
+    from kerasvae.training.train import train as run_training
+
+    try:
+        with _bar() as report:
+            run = run_training(chosen, data, out_, resume=resume, progress=report)
+    except KeyboardInterrupt:
+        err.print(f"\nInterrupted. Add --resume to the same command to go on; so far: {out_}")
+        raise typer.Exit(130) from None
+    _report(run)
+    _say_metrics(run.metrics)
+    excluded = [row for row in run.scans if row["role"] == "excluded"]
+    if excluded:
+        out.print(f"Left out {len(excluded)} scans; reasons in {run.path / 'scans.tsv'}")
+    out.print(f"Run:    {run.path}\nReport: {run.path / 'report.html'}")
+
+
+@app.command()
+def evaluate(run: RunArgument, json_: JsonOption = False) -> None:
+    """Compute the figures on the test people again. Example: `kerasvae evaluate run --json`."""
+    from kerasvae.training.evaluate import evaluate as run_evaluation
+    from kerasvae.training.run import load_run
+
+    metrics = run_evaluation(load_run(run))
+    if json_:
+        sys.stdout.write(json.dumps(metrics) + "\n")
+    else:
+        _say_metrics(metrics)
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write the report page again. Example: `kerasvae report run`."""
+    from kerasvae.training.run import load_run
+
+    out.print(f"Report: {_report(load_run(run))}")
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="New bundle folder.")],
+    name: Annotated[str | None, typer.Option(help="Name of the model; by default the recipe's.")] = None,
+    version: Annotated[int, typer.Option(min=1, help="Version of the model.")] = 1,
+) -> None:
+    """Export SavedModel, ONNX and manifest as one folder. Example: `kerasvae export run bundle --name brain`."""
+    from kerasvae_export import export_run
+
+    out.print(f"Bundle: {export_run(run, bundle, name=name, version=version)}")
+
+
+@app.command()
+def verify(bundle: BundleArgument, json_: JsonOption = False) -> None:
+    """Check a bundle: hashes, golden case, parity of engines and more. Example: `kerasvae verify bundle`."""
+    from kerasvae_export import verify as run_checks
+
+    checks = run_checks(bundle)
+    failed = [check for check in checks if check.ok is False]
+    if json_:
+        content = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks]
+        sys.stdout.write(json.dumps({"bundle": str(bundle), "ok": not failed, "checks": content}) + "\n")
+    else:
+        for check in checks:
+            mark = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "[yellow]not run[/]"}[check.ok]
+            out.print(f"{mark}  {check.name}: {check.detail}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def encode(
+    bundle: BundleArgument,
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT…", help="Images, or folders of images.")],
+    out_: Annotated[Path, typer.Option("--out", help="Table of latents to write.")] = Path("latents.tsv"),
+    skip_bad: Annotated[bool, typer.Option(help="Leave out images that cannot be used.")] = False,
+) -> None:
+    """Encode new images with ONNX Runtime; no TensorFlow. Example: `kerasvae encode bundle scans/ --out z.tsv`."""
+    from kerasvae_serving import Engine, encode_files
+
+    engine = Engine(bundle)
+    with _bar() as bar:
+        left_out = encode_files(
+            engine, inputs, out_, skip_bad=skip_bad, progress=lambda done, total: bar("encode", done, total)
+        )
+    for path, reason in left_out.items():
+        err.print(f"[yellow]Left out[/] {path}: {reason}")
+    out.print(f"Latents: {out_}")
+
+
+@app.command()
+def demo(
+    out_: Annotated[Path, typer.Option("--out", help="New folder for everything.")],
+    people: Annotated[int, typer.Option(min=12, help="People to simulate.")] = 80,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulation.")] = 0,
+) -> None:
+    """Simulate, train, report, export, verify and encode: the whole job. Example: `kerasvae demo --out demo`."""
+    from kerasvae.errors import ArgumentError
+
+    if out_.exists() and (not out_.is_dir() or any(out_.iterdir())):
+        raise ArgumentError("--out", rule="be a new or empty folder", got=f"{out_} with files", fix="Choose another")
+    cohort, run, bundle, latents = out_ / "cohort", out_ / "run", out_ / "bundle", out_ / "latents.tsv"
+    newcomers = out_ / "new-people"
+    simulate(cohort, people=people, visits=1, sites=1, seed=seed)
+    train("demo", data=cohort, out_=run)
+    export(run, bundle, name="demo")
+    verify(bundle)
+    simulate(newcomers, people=4, visits=1, sites=1, seed=seed + 1)
+    encode(bundle, sorted(newcomers.glob("sub-*/anat/*_desc-brain_T1w.nii.gz")), out_=latents)
+    out.print(
+        f"\nOpen {run / 'report.html'} first. Figures: {run / 'metrics.json'}. To deploy: {bundle}. "
+        f"Latents of four new people, by ONNX Runtime: {latents}."
+    )
+
+
+def _report(run: Run) -> Path:
+    from kerasvae.analysis.report import write_report
+
+    return write_report(run.path)
+
+
+def _say_metrics(metrics: dict[str, Any]) -> None:
+    """The figures that decide, with PCA beside them, and who won."""
+    ours, peer = metrics["explained_variance"], metrics["explained_variance_pca"]
+    n, chance = metrics[f"n_{metrics['role']}"], metrics["identification_chance"]
+    out.print(f"On {n} {metrics['role']} people, {metrics['latent_size']} latents (PCA with as many in brackets):")
+    out.print(f"  explained variance between people  {ours:.3f}  ({peer:.3f}: {'ours' if ours > peer else 'PCA'} is better)")
+    out.print(
+        f"  identification                     {metrics['identification']:.2f}   "
+        f"({metrics['identification_pca']:.2f}; chance {chance:.2f})"
+    )
+    out.print(f"  active units                       {metrics['active_units']} of {metrics['latent_size']}")
+    out.print(
+        f"  ELBO                               {metrics['elbo_nats']:.0f} nats "
+        f"({metrics['elbo_nats_per_voxel']:.3f} a voxel), KL {metrics['kl_nats']:.0f}"
+    )
+
+
+def main() -> None:
+    """Run the command line; errors made on purpose become one sentence and an exit status."""
+    try:
+        app()
+    except KerasVAEError as error:
+        err.print(f"[red]Error:[/] {error}", markup=True)
+        raise SystemExit(error.exit_code) from None
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        extra = {"tensorflow": "train", "keras": "train", "bids": "train", "tf2onnx": "export", "onnxruntime": "serve"}
+        if missing not in extra:
+            raise
+        err.print(f"[red]Error:[/] this command needs {missing}. Install it: pip install 'kerasvae[{extra[missing]}]'")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

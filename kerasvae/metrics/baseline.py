@@ -1,0 +1,25 @@
+"""PCA, the peer every model stands beside: same people, same mask, same number of components."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["pca_reconstruct"]
+
+
+def pca_reconstruct(fit: NDArray, images: NDArray, components: int) -> NDArray[np.float32]:
+    """Reconstruct held-out images from principal components (scikit-learn, full singular value decomposition).
+
+    Jolliffe 2002, Principal Component Analysis, 2nd ed., chapter 2.
+
+    Args:
+        fit: Images of train and validation people, (n, v).
+        images: Held-out images, (m, v).
+        components: Number of components; at most n − 1 of them carry anything and are used.
+    """
+    from sklearn.decomposition import PCA
+
+    usable = min(components, len(fit) - 1, fit.shape[1])
+    pca = PCA(usable, svd_solver="full").fit(fit)
+    return pca.inverse_transform(pca.transform(images)).astype(np.float32)

@@ -1,0 +1,195 @@
+"""What happens between epochs: held-out metrics, the checkpoint from which training resumes, the progress line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from kerasvae.errors import RunError
+from kerasvae.metrics import active_units, explained_variance, identification
+from kerasvae.storage import atomic_path
+from kerasvae.types import Mask
+
+__all__ = ["Checkpoint", "EpochProgress", "HeldOutMetrics"]
+
+
+class HeldOutMetrics(keras.callbacks.Callback):
+    """Add what the mean brain cannot fake, on validation people, to each epoch's logs.
+
+    Args:
+        images: Validation people, (n, *data_shape).
+        people: Person of each image.
+        train_mean: Mean image of the training people, (*data_shape).
+        mask: Voxels that count.
+    """
+
+    def __init__(self, images: NDArray, people: list[str], train_mean: NDArray, mask: Mask | None) -> None:
+        super().__init__()
+        self.images = images
+        self.people = people
+        self.inside = np.ones(images.shape[1:], bool) if mask is None else mask
+        self.train_mean = train_mean
+
+    def measure(self) -> dict[str, float]:
+        """Explained variance, identification and active units of the model as it is now."""
+        x = self.images[:, self.inside]
+        r = self.model.reconstruct(self.images)[:, self.inside]
+        return {
+            "val_calibrated_elbo": self._calibrated_elbo(),
+            "val_explained_variance": explained_variance(x, r, self.train_mean[self.inside]),
+            "val_identification": identification(x, r, self.people),
+            "val_active_units": float(active_units(self.model.encode(self.images)["mean"])),
+        }
+
+    def _calibrated_elbo(self) -> float:
+        """ELBO in nats per subject with σ at its optimum for these people (at its value, where it is fixed).
+
+        The running σ follows training residuals; epochs compared through it would be compared by its noise.
+        """
+        residual_terms = [
+            self.model.residual_terms(self.images[i : i + 8], tf.constant([self.model.seed, -2 - i], tf.int32))
+            for i in range(0, len(self.images), 8)
+        ]
+        log_likelihood, kl, square = (np.concatenate(parts) for parts in zip(*residual_terms, strict=True))
+        if self.model.likelihood.scale == "fixed":
+            return float(np.mean(log_likelihood - kl, dtype=np.float64))
+        calibrated = self.model.likelihood.calibrated_log_prob(square, self.images)
+        return calibrated - float(np.mean(kl, dtype=np.float64))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Measure; the callbacks that follow see the result in the logs."""
+        if logs is not None:
+            logs.update(self.measure())
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """After each epoch, save all that training needs to go on; keep the best weights; stop when it gets no better.
+
+    One folder is replaced as a whole, so an interruption at any moment leaves a usable checkpoint. It holds every
+    variable of model and optimiser (random state included) as plain arrays, the history, and the best weights.
+
+    Args:
+        folder: The checkpoint folder.
+        patience: Epochs without a better `monitor` before training stops.
+        first_candidate: Index of the first epoch whose weights may be the best (after warm-up).
+        monitor: What is maximised.
+    """
+
+    def __init__(self, folder: Path, *, patience: int, first_candidate: int, monitor: str = "val_calibrated_elbo") -> None:
+        super().__init__()
+        self.folder = folder
+        self.patience = patience
+        self.first_candidate = first_candidate
+        self.monitor = monitor
+        self.history: list[dict[str, float]] = []
+        self.best: list[NDArray] | None = None
+        self.best_epoch = -1
+        self.finished = False
+
+    def record(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Take up one epoch (0 is the state before the first) and save."""
+        row = {"epoch": float(epoch), **{name: float(value) for name, value in logs.items()}}
+        self.history.append(row)
+        if epoch >= self.first_candidate and (self.best is None or row[self.monitor] > self._best_value()):
+            self.best_epoch = epoch
+            self.best = [np.asarray(variable) for variable in self.model.variables]
+        self.finished = self.best is not None and epoch - self.best_epoch >= self.patience
+        self.save()
+
+    def _best_value(self) -> float:
+        return next(row[self.monitor] for row in self.history if row["epoch"] == self.best_epoch)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Record epoch number `epoch` + 1."""
+        self.record(epoch + 1, logs or {})
+        if self.finished:
+            self.model.stop_training = True
+
+    def _state(self) -> list[keras.Variable]:
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+    def save(self) -> None:
+        """Write the folder anew and put it in the place of the old one."""
+        with atomic_path(self.folder) as temporary:
+            temporary.mkdir()
+            _save_arrays(temporary / "state.npz", [np.asarray(variable) for variable in self._state()])
+            if self.best is not None:
+                _save_arrays(temporary / "best.npz", self.best)
+            state = {"history": self.history, "best_epoch": self.best_epoch, "finished": self.finished}
+            (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+    def restore(self) -> int:
+        """Bring back model, optimiser and history.
+
+        Returns:
+            Number of epochs that are done.
+
+        Raises:
+            RunError: If the checkpoint belongs to another model.
+        """
+        state = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+        _assign(self._state(), _load_arrays(self.folder / "state.npz"), self.folder)
+        self.history, self.best_epoch, self.finished = state["history"], state["best_epoch"], state["finished"]
+        best = self.folder / "best.npz"
+        self.best = _load_arrays(best) if best.is_file() else None
+        return int(self.history[-1]["epoch"])
+
+    def use_best(self) -> None:
+        """Put the best weights into the model."""
+        if self.best is not None:
+            _assign(self.model.variables, self.best, self.folder)
+
+
+class EpochProgress(keras.callbacks.Callback):
+    """Report the fraction of an epoch and the figures that matter to a function.
+
+    Args:
+        report: Called with the number of batches done and a short text.
+        steps: Batches an epoch.
+        done: Batches done before.
+    """
+
+    def __init__(self, report: Callable[[int, str], None], steps: int, done: int = 0) -> None:
+        super().__init__()
+        self.report = report
+        self.steps = steps
+        self.done = done
+        self.text = ""
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """One more batch."""
+        self.done += 1
+        self.report(self.done, self.text)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """New figures."""
+        logs = logs or {}
+        self.text = (
+            f"epoch {epoch + 1}  validation: ELBO {logs.get('val_calibrated_elbo', float('nan')):.0f} nats, "
+            f"explained variance {logs.get('val_explained_variance', float('nan')):.3f}, "
+            f"identification {logs.get('val_identification', float('nan')):.2f}"
+        )
+        self.report(self.done, self.text)
+
+
+def _save_arrays(path: Path, arrays: list[NDArray]) -> None:
+    np.savez(path, **{f"{index:05d}": array for index, array in enumerate(arrays)})
+
+
+def _load_arrays(path: Path) -> list[NDArray]:
+    with np.load(path, allow_pickle=False) as content:
+        return [content[name] for name in sorted(content.files)]
+
+
+def _assign(variables: list[keras.Variable], arrays: list[NDArray], folder: Path) -> None:
+    if [tuple(v.shape) for v in variables] != [a.shape for a in arrays]:
+        raise RunError(folder, rule="be a checkpoint of this recipe", got="other shapes", fix="Train into a new folder")
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)

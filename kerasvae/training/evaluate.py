@@ -1,0 +1,135 @@
+"""The held-out figures of a run, with PCA beside them: metrics.json, latents.tsv, examples.npz."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasvae.data import Scan
+from kerasvae.metrics import (
+    active_units,
+    explained_variance,
+    identification,
+    mutual_information,
+    pca_reconstruct,
+    variance_ratio,
+)
+from kerasvae.storage import atomic_path
+from kerasvae.training.run import Run, write_json, write_table
+
+__all__ = ["evaluate"]
+
+EXAMPLES = 6
+"""Test people whose slices are kept for the report."""
+DRAWS = 4
+"""Posterior draws that the reported ELBO is averaged over."""
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Volumes of the people of some roles."""
+
+    scans: list[Scan]
+    volumes: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, run: Run, *roles: str) -> _Images:
+        people = set(run.split.people(*roles))
+        scans = [scan for scan in run.cohort.scans if scan.person in people]
+        return cls(scans, run.store.load(scans)) if scans else cls([], np.zeros((0, *run.pipeline.grid.shape), "f4"))
+
+
+def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
+    """Read the test people once and write the figures.
+
+    Where the split has no test people, validation people are used and `role` says so.
+
+    Args:
+        run: With a trained model.
+        seconds: Time that the training took; by default what an earlier evaluation recorded.
+
+    Returns:
+        The content of metrics.json: definitions in `kerasvae.metrics`; terms in nats per subject.
+    """
+    model, recipe = run.model, run.recipe
+    role = "test" if run.split.people("test") else "validation"
+    train, held_out = _Images.of(run, "train"), _Images.of(run, role)
+    inside = np.ones(model.data_shape, bool) if run.pipeline.mask is None else run.pipeline.mask
+    mean_image = train.volumes.mean(axis=0)
+    peer_fit = train.volumes[:, inside]
+    if role == "test":
+        peer_fit = np.concatenate([peer_fit, _Images.of(run, "validation").volumes[:, inside]])
+    x, mean, people = held_out.volumes[:, inside], mean_image[inside], [scan.person for scan in held_out.scans]
+    reconstructions = model.reconstruct(held_out.volumes)
+    r, pca = reconstructions[:, inside], pca_reconstruct(peer_fit, x, recipe.model.latent_size)
+    terms = model.elbo(held_out.volumes, samples=DRAWS)
+    codes = model.encode(held_out.volumes)
+    n_voxels = int(inside.sum())
+    metrics = {
+        "role": role,
+        "explained_variance": explained_variance(x, r, mean),
+        "explained_variance_pca": explained_variance(x, pca, mean),
+        "identification": identification(x, r, people),
+        "identification_pca": identification(x, pca, people),
+        "identification_chance": 1 / len(set(people)),
+        "variance_ratio": variance_ratio(x, r),
+        "variance_ratio_pca": variance_ratio(x, pca),
+        "active_units": active_units(codes["mean"]),
+        "mutual_information": mutual_information(codes["mean"], codes["stddev"]),
+        "kl_nats": float(terms["kl"].mean(dtype=np.float64)),
+        "kl_per_dimension": terms["kl_per_dimension"].mean(axis=0, dtype=np.float64).tolist(),
+        "elbo_nats": float(terms["elbo"].mean(dtype=np.float64)),
+        "elbo_nats_per_voxel": float(terms["elbo"].mean(dtype=np.float64)) / n_voxels,
+        "beta": recipe.training.beta,
+        "sigma": float(model.likelihood.sigma()),
+        **{f"n_{name}": count for name, count in run.split.counts().items()},
+        "n_voxels": n_voxels,
+        "latent_size": recipe.model.latent_size,
+        "seconds": run.metrics["seconds"] if seconds is None else seconds,
+    }
+    write_json(run.path / "metrics.json", metrics)
+    _write_latents(run)
+    pca_images = np.zeros_like(reconstructions)
+    pca_images[:, inside] = pca
+    with atomic_path(run.path / "examples.npz") as temporary:
+        np.savez_compressed(
+            temporary,
+            participant_id=np.array(people[:EXAMPLES]),
+            image=held_out.volumes[:EXAMPLES],
+            reconstruction=reconstructions[:EXAMPLES],
+            pca=pca_images[:EXAMPLES],
+            mean_image=mean_image,
+            mask=inside,
+            affine=run.pipeline.grid.matrix,
+        )
+    run.__dict__.pop("metrics", None)
+    return metrics
+
+
+def _write_latents(run: Run) -> None:
+    """latents.tsv: posterior means and standard deviations of every scan, and latents.json, which explains it."""
+    model, scans = run.model, run.cohort.scans
+    rows = []
+    for scan in scans:
+        volume = run.store.volume(scan)[None]
+        codes, terms = model.encode(volume), model.elbo(volume)
+        row: dict[str, Any] = {
+            "participant_id": scan.person,
+            "session_id": scan.session or "n/a",
+            "role": run.split.roles[scan.person],
+        }
+        row |= {f"mean_{d}": float(value) for d, value in enumerate(codes["mean"][0])}
+        row |= {f"stddev_{d}": float(value) for d, value in enumerate(codes["stddev"][0])}
+        rows.append(row | {"elbo_nats": float(terms["elbo"][0])})
+    write_table(run.path / "latents.tsv", rows, list(rows[0]))
+    described = {output.name: output.meaning for output in model.posterior.outputs}
+    meanings = {f"{name}_{d}": f"{text} (dimension {d})" for name, text in described.items() for d in range(model.latent_size)}
+    descriptions = {
+        "role": "train, validation, calibration or test; only test people were not used to make the model",
+        **meanings,
+        "elbo_nats": "evidence lower bound of the scan, nats",
+    }
+    write_json(run.path / "latents.json", {name: {"Description": text} for name, text in descriptions.items()})

@@ -1,0 +1,251 @@
+"""Recipes: everything a training depends on but the data, as a TOML file.
+
+Every key has a default; an unknown key is refused with the nearest valid one. Recipes that ship with the package go
+by name (`demo`, `t1-4mm`, `gm-4mm`). The resolved copy in the run folder names every key.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kerasvae.errors import RecipeError, nearest
+from kerasvae.preprocess import Intensity
+
+__all__ = ["Recipe", "load_recipe", "shipped_recipes"]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A table of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class CohortSection(Section):
+    """`[cohort]`: which images, which people."""
+
+    select: dict[str, str] = Field({"suffix": "T1w"}, description="BIDS entities of the images")
+    covariates: tuple[str, ...] = Field((), description="columns that every scan must have")
+    exclude: dict[str, tuple[str, ...]] = Field({}, description="column to values whose scans are left out")
+    incomplete: Literal["refuse", "leave_out"] = Field("refuse", description="people with a row and no image, or reverse")
+    bad_images: Literal["refuse", "skip"] = Field("refuse", description="images that cannot be used")
+
+
+class PipelineSection(Section):
+    """`[pipeline]`: from a file to the model grid."""
+
+    grid: str = Field("mni-4mm", description="named grid, path of a template image, or native")
+    smooth_fwhm_mm: float = Field(0.0, ge=0, description="Gaussian smoothing beside anti-aliasing, mm")
+    intensity: Intensity = Field(..., description="normalisation")
+    mask: Literal["signal", "mean", "none"] = Field("signal", description="rule of the group mask")
+    modality: str = Field("T1w", description="what the images measure")
+    skull_stripped: bool = True
+    registration: str = Field("affine to MNI152", description="what brought the images into the space")
+    check_alignment: bool = Field(True, description="refuse scans that are plainly not aligned")
+
+
+class SplitSection(Section):
+    """`[split]`: shares of the people."""
+
+    train: Fraction = 0.6
+    validation: Fraction = 0.1
+    calibration: Fraction = 0.1
+    test: Fraction = 0.2
+    stratify: tuple[str, ...] = Field((), description="covariates to balance over the roles")
+    column: str = Field("", description="column of the table that holds each scan's role")
+    seed: int = Field(0, ge=0)
+
+    def fractions(self) -> dict[str, float]:
+        """Role to share."""
+        return {role: getattr(self, role) for role in ("train", "validation", "calibration", "test")}
+
+
+class ModelSection(Section):
+    """`[model]`: networks and distributions."""
+
+    latent_size: int = Field(32, ge=1)
+    network: Literal["conv", "dense"] = "conv"
+    filters: tuple[Annotated[int, Field(ge=1)], ...] = (16, 32, 64)
+    norm: Literal["group", "none"] = "group"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    start: Literal["linear", "random"] = Field("linear", description="probabilistic PCA as linear core, or nothing")
+    scale: Literal["optimal", "fixed"] = Field("optimal", description="scale of the normal likelihood")
+    stddev: float = Field(1.0, gt=0, description="the scale where it is fixed")
+
+
+class TrainingSection(Section):
+    """`[training]`: the loop."""
+
+    epochs: int = Field(60, ge=1)
+    batch_size: int = Field(8, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    beta: float = Field(1.0, ge=0)
+    warm_up: Fraction = Field(0.0, description="fraction of the steps over which beta rises from 0")
+    patience: int = Field(10, ge=1, description="epochs without a better validation ELBO before training stops")
+    seed: int = Field(0, ge=0)
+    deterministic: bool = True
+
+
+class Recipe(Section):
+    """All of it."""
+
+    name: str = "recipe"
+    cohort: CohortSection = CohortSection()
+    pipeline: PipelineSection
+    split: SplitSection = SplitSection()
+    model: ModelSection = ModelSection()
+    training: TrainingSection = TrainingSection()
+
+    def to_toml(self) -> str:
+        """Every key with its value, with the description as a comment."""
+        lines = [f"name = {_toml(self.name)}"]
+        for table, _field in type(self).model_fields.items():
+            section = getattr(self, table)
+            if not isinstance(section, Section):
+                continue
+            lines.append(f"\n[{table}]")
+            for key, info in type(section).model_fields.items():
+                note = f"  # {info.description}" if info.description else ""
+                lines.append(f"{key} = {_toml(section.model_dump(mode='json')[key])}{note}")
+        return "\n".join(lines) + "\n"
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    folder = resources.files("kerasvae") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        source: Path of a TOML file, or the name of a shipped recipe.
+        settings: Overrides as ``"section.key=value"``, values in TOML (a bare word is taken as text).
+
+    Raises:
+        RecipeError: If the file is missing or not TOML, a key is unknown, or a value is outside its rule.
+    """
+    text = _read(source)
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(source, rule="be valid TOML", got=str(error), fix="Correct the line it names") from error
+    content.setdefault("name", Path(source).stem)
+    for setting in settings:
+        _override(content, setting)
+    return parse_recipe(content, str(source))
+
+
+def parse_recipe(content: Mapping[str, Any], source: str) -> Recipe:
+    """A recipe from nested dictionaries; `source` is used in messages."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error, source) from error
+
+
+def _read(source: str | Path) -> str:
+    path = Path(source)
+    if path.suffix == ".toml" or path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise RecipeError(
+                path, rule="be a readable TOML file", got=error.strerror, fix="Check the path"
+            ) from error
+    names = shipped_recipes()
+    if str(source) not in names:
+        close = nearest(str(source), names)
+        raise RecipeError(
+            "The recipe",
+            rule=f"be a TOML file or one of {', '.join(names)}",
+            got=repr(str(source)),
+            fix=f"Did you mean {close!r}?" if close else "Give the path of a file that ends in .toml",
+        )
+    return (resources.files("kerasvae") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
+
+
+def _override(content: dict[str, Any], setting: str) -> None:
+    key, separator, text = setting.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError("--set", rule="look like section.key=value", got=repr(setting), fix="Add what is missing")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        content = content.setdefault(table, {})
+        if not isinstance(content, dict):
+            raise RecipeError("--set", rule="name a key of a table", got=repr(key), fix="Check the recipe's tables")
+    content[last] = value
+
+
+def _explain(error: ValidationError, source: str) -> RecipeError:
+    """The first problem as one sentence; a misspelt key is met with the nearest valid one."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        valid = _keys_of(Recipe, problem["loc"][:-1])
+        close = nearest(str(problem["loc"][-1]), valid)
+        return RecipeError(
+            f"The key {where!r} of {source}",
+            rule="be one that recipes have",
+            got="an unknown key",
+            fix=f"Did you mean {close!r}?" if close else f"Valid here: {', '.join(valid)}",
+        )
+    rule = problem["msg"][0].lower() + problem["msg"][1:]
+    return RecipeError(
+        f"The key {where!r} of {source}",
+        rule=rule.removeprefix("input should ").replace("field required", "be given"),
+        got="nothing" if problem["type"] == "missing" else repr(problem["input"]),
+        fix="Correct the recipe",
+    )
+
+
+def _keys_of(model: Any, location: Sequence[Any]) -> list[str]:
+    """Valid keys at a place in the recipe; unions (such as intensity) give the keys of all their members."""
+    models = [model]
+    for part in location:
+        models = [
+            member
+            for each in models
+            for member in _models_in(each.model_fields[part].annotation if part in each.model_fields else each)
+        ]
+    return sorted({key for each in models for key in each.model_fields})
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+        return [model for member in typing.get_args(annotation) for model in _models_in(member)]
+    return []
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items() if item is not None)
+        return "{ " + inner + " }" if inner else "{}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return repr(value)
+
+
+def _toml_key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() else _toml(key)

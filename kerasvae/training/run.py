@@ -1,0 +1,162 @@
+"""A run folder: what one training leaves behind, and how to read it again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kerasvae.data import Cohort, Scan, Split
+from kerasvae.data.store import VolumeStore
+from kerasvae.errors import RunError
+from kerasvae.preprocess import Pipeline
+from kerasvae.storage import atomic_path
+from kerasvae.training.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from kerasvae.models import VAE
+
+__all__ = ["Run", "load_run", "write_json", "write_table"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; its parts are read when first asked for.
+
+    Args:
+        path: The folder.
+    """
+
+    path: Path
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return load_recipe(self._file("recipe.toml"))
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The fitted preprocessing."""
+        return Pipeline.from_config(self._json("pipeline.json"))
+
+    @cached_property
+    def model(self) -> VAE:
+        """The trained model, as it was evaluated."""
+        import keras
+
+        from kerasvae.models import VAE
+
+        model = keras.saving.load_model(self._file("model.keras"))
+        if not isinstance(model, VAE):
+            raise RunError(self.path / "model.keras", rule="hold a kerasvae VAE", got=type(model).__name__, fix="Retrain")
+        return model
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The figures on the test people."""
+        return self._json("metrics.json")
+
+    @cached_property
+    def scans(self) -> list[dict[str, str]]:
+        """Rows of scans.tsv: every scan with its role and covariates; excluded ones with their reason."""
+        with self._file("scans.tsv").open(encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream, delimiter="\t"))
+
+    @cached_property
+    def split(self) -> Split:
+        """The role of each person."""
+        return Split.from_scans([(r["participant_id"], r["role"]) for r in self.scans if r["role"] != "excluded"])
+
+    @cached_property
+    def cohort(self) -> Cohort:
+        """The scans that were used, in the order of their rows."""
+        scans = tuple(
+            Scan(row["participant_id"], row["session_id"], Path(row["path"]), _covariates(row))
+            for row in self.scans
+            if row["role"] != "excluded"
+        )
+        return Cohort(scans, Path(self._json("run.json")["data"]))
+
+    @property
+    def store(self) -> VolumeStore:
+        """Preprocessed volumes, remade from the images where the cache was deleted."""
+        return VolumeStore(self.path / "cache", self.pipeline)
+
+    def _file(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_file():
+            raise RunError(
+                self.path,
+                rule=f"be a run folder with {name}",
+                got="no such file" if self.path.is_dir() else "no such folder",
+                fix="Finish it with `kerasvae train … --resume`, or give another folder",
+            )
+        return path
+
+    def _json(self, name: str) -> Any:
+        return json.loads(self._file(name).read_text(encoding="utf-8"))
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Open a run folder.
+
+    Args:
+        path: The folder that `kerasvae train` wrote.
+
+    Returns:
+        An object with `.model`, `.pipeline`, `.recipe`, `.split`, `.metrics`, `.cohort`.
+
+    Raises:
+        RunError: If it is not a run folder, now; or if a part is missing, when that part is asked for.
+    """
+    run = Run(Path(path))
+    run._file("recipe.toml")
+    return run
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write a table atomically: tab-separated (.tsv) or comma-separated (.csv); floats with nine digits."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        delimiter = "," if path.suffix == ".csv" else "\t"
+        writer = csv.DictWriter(stream, columns, delimiter=delimiter, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{value:.9g}" if isinstance(value, float) else value for key, value in row.items()})
+
+
+FIXED_COLUMNS = ("participant_id", "session_id", "role", "reason", "path")
+
+
+def write_scans(path: Path, cohort: Cohort, split: Split) -> None:
+    """Write scans.tsv: the scans in the order of their rows, then the excluded ones."""
+    known = list(dict.fromkeys(name for scan in cohort.scans for name in scan.covariates))
+    covariates = [name for name in known if name not in FIXED_COLUMNS]
+    rows = [_row(scan, split.roles[scan.person], "") for scan in cohort.scans]
+    rows += [_row(scan, "excluded", reason) for scan, reason in cohort.excluded]
+    write_table(path, rows, ["participant_id", "session_id", "role", *covariates, "reason", "path"])
+
+
+def _row(scan: Scan, role: str, reason: str) -> dict[str, str]:
+    own = {
+        "participant_id": scan.person,
+        "session_id": scan.session,
+        "role": role,
+        "reason": reason,
+        "path": str(scan.path.resolve()),
+    }
+    return {**scan.covariates, **own}
+
+
+def _covariates(row: Mapping[str, str]) -> dict[str, str]:
+    return {name: cell for name, cell in row.items() if name not in FIXED_COLUMNS}

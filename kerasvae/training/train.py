@@ -1,0 +1,288 @@
+"""From a recipe and a folder of images to a run folder; interrupted, it goes on where it stopped."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kerasvae.data import Cohort, Split
+from kerasvae.data.dataset import evaluation_dataset, steps_per_epoch, training_dataset
+from kerasvae.distributions import NormalLikelihood
+from kerasvae.errors import RunError
+from kerasvae.models import VAE
+from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, linear_start
+from kerasvae.networks.linear import fit_core
+from kerasvae.preprocess import Pipeline, fit_pipeline, grid_of
+from kerasvae.storage import atomic_path
+from kerasvae.training.callbacks import Checkpoint, EpochProgress, HeldOutMetrics
+from kerasvae.training.evaluate import evaluate
+from kerasvae.training.recipe import Recipe
+from kerasvae.training.run import Run, load_run, write_json, write_scans, write_table
+from kerasvae.training.schedules import BetaWarmUp
+from kerasvae.types import Array
+
+__all__ = ["Progress", "build_model", "train"]
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with a stage, steps done, steps in all, and a short text."""
+
+PACKAGES = ("kerasvae", "tensorflow", "keras", "tensorflow-probability", "numpy", "scipy", "nibabel", "scikit-learn")
+
+
+def _silent(stage: str, done: int, total: int, text: str) -> None:
+    """Report nothing."""
+
+
+def train(
+    recipe: Recipe,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    progress: Progress = _silent,
+) -> Run:
+    """Train, evaluate on the test people and write the run folder.
+
+    On one machine and version, with ``training.deterministic``, a run that was interrupted and resumed ends bit-equal
+    to one that was not.
+
+    Args:
+        recipe: What to do.
+        data: A BIDS derivative folder, or a table with a `path` column.
+        out: The run folder. It must be new or empty, unless `resume`.
+        resume: Go on with an interrupted run of the same recipe and data; a finished one is returned as it is.
+        progress: Told about each stage.
+
+    Raises:
+        RunError: If `out` is in use, or cannot be resumed with this recipe.
+        KerasVAEError: What the cohort, images, split or training raise; nothing that was finished is lost.
+    """
+    begun = time.perf_counter()
+    run = Run(Path(out))
+    _open(run, recipe, data, resume)
+    if resume and (run.path / "metrics.json").is_file():
+        return load_run(run.path)
+    keras.utils.set_random_seed(recipe.training.seed)
+    if recipe.training.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    _prepare(run, recipe, data, progress)
+    earlier = _fit(run, recipe, progress)
+    progress("evaluate", 0, 1, "test people, PCA")
+    evaluate(run, seconds=earlier + time.perf_counter() - begun)
+    progress("evaluate", 1, 1, "")
+    return load_run(run.path)
+
+
+def _open(run: Run, recipe: Recipe, data: str | os.PathLike[str], resume: bool) -> None:
+    """Make the folder, or check that it is the one to resume."""
+    source = str(Path(data).resolve())
+    stored = run.path / "recipe.toml"
+    if stored.is_file() and resume:
+        if run.recipe != recipe:
+            raise RunError(
+                stored, rule="be the recipe of the run to resume", got="a different one", fix="Train into a new folder"
+            )
+        return
+    if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise RunError(
+            run.path,
+            rule="be a new or empty folder",
+            got="one that holds files",
+            fix="Choose another, or add --resume to go on with an interrupted run",
+        )
+    with atomic_path(run.path) as folder:
+        folder.mkdir()
+        (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+        write_json(folder / "run.json", {"data": source})
+        write_json(folder / "environment.json", _environment(recipe))
+
+
+def _environment(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": [device.device_type for device in tf.config.list_physical_devices()],
+        "command": " ".join(["kerasvae", *sys.argv[1:]]),
+        "seed": recipe.training.seed,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _prepare(run: Run, recipe: Recipe, data: str | os.PathLike[str], progress: Progress) -> None:
+    """Cohort, split, pipeline and volumes; what an interrupted run has done already is kept."""
+    if (run.path / "scans.tsv").is_file():
+        run.store.prepare(run.cohort)
+        return
+    section = recipe.cohort
+    cohort = Cohort.read(
+        data,
+        select=section.select,
+        covariates=section.covariates,
+        exclude=section.exclude,
+        incomplete=section.incomplete,
+    )
+    roles = recipe.split
+    split = cohort.split(roles.fractions(), seed=roles.seed, stratify=roles.stratify, column=roles.column or None)
+    total = len(cohort)
+    progress("preprocess", 0, total, f"fitting on {len(split.people('train'))} people")
+    if not (run.path / "pipeline.json").is_file():
+        write_json(run.path / "pipeline.json", _fit_pipeline(cohort, split, recipe).to_config())
+    count = iter(range(1, total + 1))
+    cohort, _bad = run.store.prepare(
+        cohort,
+        skip_bad=section.bad_images == "skip",
+        progress=lambda: progress("preprocess", next(count), total, "to the model grid"),
+    )
+    write_scans(run.path / "scans.tsv", cohort, split)
+
+
+def _fit_pipeline(cohort: Cohort, split: Split, recipe: Recipe) -> Pipeline:
+    """Mask and alignment limits from training people only."""
+    section, people = recipe.pipeline, set(split.people("train"))
+    template = section.grid != "native" and section.grid.endswith((".nii", ".nii.gz", ".mgz"))
+    skip = recipe.cohort.bad_images == "skip"
+    return fit_pipeline(
+        [scan.path for scan in cohort.scans if scan.person in people],
+        grid=grid_of(section.grid) if template else section.grid,
+        intensity=section.intensity,
+        smooth_fwhm_mm=section.smooth_fwhm_mm,
+        mask_rule=None if section.mask == "none" else section.mask,
+        modality=section.modality,
+        skull_stripped=section.skull_stripped,
+        registration=section.registration,
+        alignment=section.check_alignment,
+        # an image left out here is met again, and recorded, when the volumes are prepared
+        on_error=(lambda path, error: None) if skip else None,
+    )
+
+
+def build_model(recipe: Recipe, images: Array, pipeline: Pipeline) -> VAE:
+    """The recipe's model; a linear start is fitted to `images`.
+
+    Args:
+        recipe: Sections `model` and `training` are used.
+        images: Training people, (n, *data_shape).
+        pipeline: Its mask restricts the likelihood.
+    """
+    section, shape = recipe.model, images.shape[1:]
+    width = 2 * section.latent_size
+    if section.network == "dense":
+        encoder, decoder = dense_encoder(shape, width), dense_decoder(shape, section.latent_size)
+    else:
+        options: dict[str, Any] = {"filters": section.filters, "norm": section.norm}
+        encoder = conv_encoder(shape, width, dropout=section.dropout, **options)
+        decoder = conv_decoder(shape, section.latent_size, **options)
+    likelihood = NormalLikelihood(scale=section.scale, stddev=section.stddev, mask=pipeline.mask)
+    if section.start == "linear":
+        core = fit_core(images, section.latent_size, pipeline.mask)
+        encoder, decoder = linear_start(encoder, decoder, core, pipeline.mask)
+        likelihood.set_sigma(float(np.sqrt(core.noise_variance)))
+    model = VAE(encoder, decoder, likelihood=likelihood, beta=recipe.training.beta, seed=recipe.training.seed)
+    model.compile(keras.optimizers.Adam(recipe.training.learning_rate))
+    return model
+
+
+def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
+    """Train and save the model; returns the seconds that earlier, interrupted attempts had spent."""
+    section, cohort, split = recipe.training, run.cohort, run.split
+    rows = {role: [i for i, s in enumerate(cohort.scans) if split.roles[s.person] == role] for role in split.counts()}
+    load = lambda role: run.store.load([cohort.scans[i] for i in rows[role]])  # noqa: E731
+    images = load("train")
+    decide = "validation" if rows["validation"] else "train"
+    held_out = load(decide) if decide == "validation" else images
+    model = build_model(recipe, images, run.pipeline)
+    model.build((None, *model.data_shape))
+    model.optimizer.build(model.trainable_variables)
+    steps = steps_per_epoch(len(images), section.batch_size)
+    total = steps * section.epochs
+    decided_by = evaluation_dataset(held_out, np.array(rows[decide]), batch_size=section.batch_size)
+    people = [cohort.scans[i].person for i in rows[decide]]
+    watch = HeldOutMetrics(held_out, people, images.mean(axis=0), run.pipeline.mask)
+    warm = int(np.ceil(section.warm_up * section.epochs))
+    checkpoint = Checkpoint(run.path / "checkpoint", patience=section.patience, first_candidate=warm)
+    callbacks: list[keras.callbacks.Callback] = [watch, checkpoint]
+    for callback in callbacks:
+        callback.set_model(model)
+    if checkpoint.folder.is_dir():
+        done = checkpoint.restore()
+    else:
+        done = 0
+        before = model.evaluate(decided_by, verbose=0, return_dict=True)
+        checkpoint.record(0, {**{f"val_{k}": v for k, v in before.items()}, **watch.measure()})
+    if section.warm_up:
+        callbacks.insert(0, BetaWarmUp(total, end=section.warm_up, final=section.beta))
+    callbacks.append(EpochProgress(lambda n, text: progress("train", n, total, text), steps, done * steps))
+    seconds = float(checkpoint.history[-1].get("seconds", 0.0))
+    callbacks.insert(0, _Clock(seconds))
+    if done < section.epochs and not checkpoint.finished:
+        data = training_dataset(
+            images,
+            np.array(rows["train"]),
+            batch_size=section.batch_size,
+            epochs=section.epochs,
+            first_epoch=done,
+            seed=section.seed,
+        )
+        model.fit(
+            data,
+            epochs=section.epochs,
+            initial_epoch=done,
+            steps_per_epoch=steps,
+            validation_data=decided_by,
+            callbacks=callbacks,
+            shuffle=False,  # the data set has its own order
+            verbose=0,
+        )
+    progress("train", total, total, f"best: epoch {checkpoint.best_epoch}")
+    checkpoint.use_best()
+    if section.beta != float(model.beta):
+        model.beta.assign(section.beta)
+    _set_scale(model, load("calibration") if rows["calibration"] else held_out, section.batch_size)
+    columns = list(dict.fromkeys(name for row in checkpoint.history for name in row))
+    write_table(run.path / "history.csv", checkpoint.history, columns)
+    with atomic_path(run.path / "model.keras") as temporary:
+        model.save(temporary)
+    run.__dict__.pop("model", None)
+    return seconds if done else 0.0
+
+
+class _Clock(keras.callbacks.Callback):
+    """Seconds of training so far, interruptions left out."""
+
+    def __init__(self, before: float) -> None:
+        super().__init__()
+        self.before = before
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.begun = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if logs is not None:
+            logs["seconds"] = self.before + time.perf_counter() - self.begun
+
+
+def _set_scale(model: VAE, images: Array, batch_size: int) -> None:
+    """σ of the likelihood from people the weights were not fitted to: the root of E_q[mean squared residual].
+
+    Training residuals are smaller than those of new people, and a σ estimated from them would make every new scan
+    look improbable.
+    """
+    if model.likelihood.scale != "optimal":
+        return
+    squares = [
+        model.residual_terms(images[start : start + batch_size], tf.constant([model.seed, -2 - start], tf.int32))[2]
+        for start in range(0, len(images), batch_size)
+    ]
+    model.likelihood.set_sigma(float(np.sqrt(np.concatenate(squares).mean(dtype=np.float64))))
