@@ -80,6 +80,7 @@ class VAE(keras.Model):
         self.fault = Fault(REPORTED, name="fault")
         self.loss_tracker = keras.metrics.Mean("loss")
         self.trackers = {name: keras.metrics.Mean(name) for name in REPORTED}
+        self.build()
 
     def _check_networks(self) -> None:
         for network, given, wanted in (

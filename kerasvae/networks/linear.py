@@ -88,7 +88,9 @@ class Gate(keras.layers.Layer):
         return x * self.gate
 
 
-def linear_start(encoder: keras.Model, decoder: keras.Model, core: Core, mask: Mask | None = None) -> tuple[Any, Any]:
+def linear_start(
+    encoder: keras.Model, decoder: keras.Model, core: Core, mask: Mask | None = None, *, floor: float = 1e-4
+) -> tuple[keras.Model, keras.Model]:
     """Put probabilistic PCA beside a pair of networks, which then learn what it cannot express.
 
     Args:
@@ -96,6 +98,7 @@ def linear_start(encoder: keras.Model, decoder: keras.Model, core: Core, mask: M
         decoder: (batch, q) to (batch, *data_shape).
         core: From `fit_core`.
         mask: The mask that `core` was fitted in.
+        floor: The `NormalPosterior`'s floor, so that its standard deviations come out as probabilistic PCA's.
 
     Returns:
         Encoder and decoder of the same shapes, equal to probabilistic PCA until they are trained.
@@ -113,7 +116,7 @@ def linear_start(encoder: keras.Model, decoder: keras.Model, core: Core, mask: M
     flat = keras.layers.Flatten()(image)
     posterior_mean = keras.layers.Dense(len(core.axes), trainable=False, name="linear_encoder")(flat)
     # softplus⁻¹ of the exact posterior's standard deviation, as a constant bias of the second half.
-    raw = np.log(np.expm1(np.maximum(stddev, 1e-3)))
+    raw = np.log(np.expm1(np.maximum(stddev - floor, 1e-6)))
     residual = Gate(name="encoder_gate")(encoder(image))
     parameters = Spread(raw.tolist(), name="parameters")([posterior_mean, residual])
     linear_encoder = keras.Model(image, parameters, name="encoder")

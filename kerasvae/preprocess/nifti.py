@@ -1,0 +1,228 @@
+"""Read and write brain images: NIfTI-1, NIfTI-2 and MGZ in, NIfTI-1 out. Everything read is float32 in RAS+ order."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasvae.errors import ArgumentError, VolumeError
+from kerasvae.preprocess.orient import orientation_of
+from kerasvae.storage import atomic_path
+from kerasvae.types import Affine, Volume
+
+__all__ = ["as_volume", "read_volume", "write_volume"]
+
+MAX_VOXELS = 2**29
+"""Largest image that is read, in voxels (2 GiB as float32; about 0.3 mm over a head)."""
+_MAX_DEFLATE_RATIO = 1040
+"""Deflate cannot shrink more than 1032:1, so a header that claims more is refused before memory is taken."""
+
+
+def read_volume(path: str | os.PathLike[str], *, volume: int | None = None) -> Volume:
+    """Read one 3-D image, in RAS+ order, as float32 with the file's slope and intercept applied.
+
+    The format is told by content, not by name. Trailing axes of length 1 are dropped. The affine is the sform when
+    its code is above 0, otherwise the qform. Compressed files are read to the end, so that their checksum counts.
+
+    Args:
+        path: A NIfTI-1 or NIfTI-2 file in one piece (.nii, .nii.gz), or MGH/MGZ.
+        volume: Which volume of a 4-D series, from 0; None where the image must be 3-D.
+
+    Raises:
+        VolumeError: If the file is missing, unreadable, truncated or not an image; if it is not 3-D, holds colours
+            or complex numbers, NaN or infinities, one value only, or nothing; if neither sform nor qform is set, or
+            the affine is singular; if the header claims more voxels than the file can hold or than 2²⁹.
+    """
+    source = str(path)
+    try:
+        with Path(path).open("rb") as raw:
+            size = os.fstat(raw.fileno()).st_size
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            with gzip.GzipFile(fileobj=raw) if packed else raw as stream:
+                image = _open_image(cast(BinaryIO, stream), source)
+                _check_size(image, source, size * (_MAX_DEFLATE_RATIO if packed else 1))
+                result = _to_volume(image, source, volume)
+                while packed and volume is None and stream.read(1 << 20):
+                    pass  # the checksum stands at the end of a gzip file
+    except (VolumeError, ArgumentError):
+        raise
+    except FileNotFoundError as error:
+        raise _wrong(source, "exist", "no such file", "Check the path") from error
+    except IsADirectoryError as error:
+        raise _wrong(source, "be a file", "a folder", "Give the path of one image") from error
+    except PermissionError as error:
+        raise _wrong(source, "be readable", "permission denied", "Change its permissions") from error
+    except Exception as error:  # any byte pattern may stand in a file, and the reader may fail on it in any way
+        got = f"{type(error).__name__}: {error}".strip(": ")
+        raise _wrong(source, "be a complete, undamaged image", f"{got}", "Copy or convert the file again") from error
+    return result
+
+
+def as_volume(image: str | os.PathLike[str] | Volume | Any) -> Volume:
+    """A `Volume` from a path, a `Volume` (returned as it is) or a nibabel image (with the checks of `read_volume`).
+
+    Raises:
+        VolumeError: As `read_volume`.
+        ArgumentError: If it is none of these.
+    """
+    if isinstance(image, Volume):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        return read_volume(image)
+    if not (hasattr(image, "dataobj") and hasattr(image, "affine")):
+        raise ArgumentError(
+            "image", rule="be a path, a Volume or a nibabel image", got=type(image).__name__, fix="Wrap the array"
+        )
+    return _to_volume(image, str(image.get_filename() or "image"), None)
+
+
+def write_volume(path: str | os.PathLike[str], data: NDArray, affine: Affine, *, space: str = "native") -> Path:
+    """Write a map as float32 NIfTI-1; a reader sees the old file or the whole new one.
+
+    The same arrays give the same bytes. The sform code is 4 for a space whose name starts with ``MNI``, 3 for
+    ``Talairach``, 1 (scanner) for ``native`` and 2 (aligned) for any other.
+
+    Args:
+        path: Ends in .nii or .nii.gz.
+        data: Shape (x, y, z) or (x, y, z, n).
+        affine: Voxel indices to mm, RAS+.
+        space: Name of the coordinate space.
+
+    Returns:
+        The path.
+
+    Raises:
+        ArgumentError: If the name has another ending.
+        StorageError: If it could not be written; what stood there before is untouched.
+    """
+    import nibabel
+
+    final = Path(path)
+    if not final.name.endswith((".nii", ".nii.gz")):
+        raise ArgumentError("path", rule="end in .nii or .nii.gz", got=final.name, fix="Change its ending")
+    image = nibabel.Nifti1Image(np.asarray(data, dtype=np.float32), np.asarray(affine, dtype=np.float64))
+    image.set_sform(affine, code=sform_code_of(space))
+    image.set_qform(None, code=0)
+    image.header.set_xyzt_units("mm")
+    content = image.to_bytes()
+    with atomic_path(final) as temporary:
+        temporary.write_bytes(gzip.compress(content, 6, mtime=0) if final.name.endswith(".gz") else content)
+    return final
+
+
+def sform_code_of(space: str) -> int:
+    """The NIfTI code that says in which space millimetres are counted.
+
+    >>> sform_code_of("MNI152NLin6Asym"), sform_code_of("native")
+    (4, 1)
+    """
+    if space.lower().startswith("mni"):
+        return 4
+    return {"talairach": 3, "native": 1}.get(space.lower(), 2)
+
+
+def _open_image(stream: BinaryIO, source: str) -> Any:
+    """A nibabel image over an open stream; the first bytes tell the format."""
+    head = stream.read(348)
+    stream.seek(0)
+    if head[344:348] == b"n+1\0":
+        from nibabel import Nifti1Image as kind  # noqa: N813
+    elif head[4:8] == b"n+2\0":
+        from nibabel import Nifti2Image as kind  # noqa: N813
+    elif head[:4] == b"\0\0\0\1" and len(head) == 348:
+        from nibabel.freesurfer import MGHImage as kind  # noqa: N813
+    elif not head:
+        raise _wrong(source, "hold an image", "an empty file", "Copy it again")
+    else:
+        raise _wrong(
+            source, "be NIfTI-1, NIfTI-2 or MGZ in one file", "another format", "Convert it to .nii.gz, e.g. by nibabel"
+        )
+    return kind.from_stream(stream)
+
+
+def _check_size(image: Any, source: str, available: int) -> None:
+    """Refuse a header that claims more than the limit or than the file can hold, before any memory is taken."""
+    shape = tuple(int(n) for n in image.shape)
+    if min(shape, default=0) < 1:
+        raise _wrong(source, "hold at least one voxel", f"shape {shape}", "Make the image again")
+    if math.prod(shape[:3]) > MAX_VOXELS:
+        raise _wrong(source, f"have at most {MAX_VOXELS} voxels", f"shape {shape} in its header", "Resample it first")
+    needed = int(image.dataobj.offset) + math.prod(shape) * image.get_data_dtype().itemsize
+    if needed > available:
+        raise _wrong(
+            source, "be as long as its header says", f"too few bytes for shape {shape}: truncated", "Copy it again"
+        )
+
+
+def _to_volume(image: Any, source: str, volume: int | None) -> Volume:
+    """Check a nibabel image and bring it to RAS+ order."""
+    dtype = np.dtype(image.dataobj.dtype)  # that of the file, or of an array in memory
+    if dtype.kind not in "iufb":
+        kind = "complex numbers" if dtype.kind == "c" else "colours"
+        raise _wrong(source, "hold one real number per voxel", kind, "Take one channel or the magnitude")
+    affine, code = _affine_of(image, source)
+    native = _read_data(image, source, volume)
+    if native.size == 0:
+        raise _wrong(source, "hold at least one voxel", f"shape {native.shape}", "Make the image again")
+    # the sum is finite when every value is; only a sum that is not asks for the slow count
+    with np.errstate(all="ignore"):
+        finite = bool(np.isfinite(native.sum(dtype=np.float64)))
+    if not finite and (bad := int(native.size - np.isfinite(native).sum())):
+        raise _wrong(source, "hold finite numbers", f"{bad} voxels of NaN or infinity", "Replace them, e.g. by 0")
+    lowest, highest = float(native.min()), float(native.max())
+    if lowest == highest:
+        raise _wrong(source, "hold a brain image", f"{lowest:g} in every voxel", "Make the image again")
+    data, ras = orientation_of(affine).to_ras(native, affine)
+    return Volume(
+        data=np.ascontiguousarray(data),
+        affine=ras,
+        source=source,
+        sform_code=code,
+        native_shape=tuple(native.shape),
+        native_affine=affine,
+    )
+
+
+def _affine_of(image: Any, source: str) -> tuple[Affine, int | None]:
+    """The affine and, for NIfTI, the code of the form it comes from."""
+    code: int | None = None
+    header = image.header
+    if "sform_code" in header:
+        code = int(header["sform_code"]) or int(header["qform_code"])
+        if code == 0:
+            raise _wrong(source, "say where it lies in space", "sform and qform codes of 0", "Set its sform")
+    if image.affine is None:
+        raise _wrong(source, "say where it lies in space", "no affine", "Give the image an affine")
+    affine = np.asarray(image.affine, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        # the volume of a voxel against that of a box with its edges: 1 for right angles, 0 for a flat one
+        skew = abs(np.linalg.det(affine[:3, :3])) / np.prod(lengths)
+    if not np.isfinite(affine).all() or lengths.min() < 1e-4 or not skew > 1e-3:
+        rows = np.array2string(affine[:3], precision=3, separator=", ").replace("\n", "")
+        raise _wrong(source, "have an affine that can be inverted", rows, "Set its sform or qform")
+    return affine, code
+
+
+def _read_data(image: Any, source: str, volume: int | None) -> NDArray[np.float32]:
+    """The array as float32, 3-D, in stored order."""
+    shape = tuple(int(n) for n in image.shape)
+    count = math.prod(shape[3:])
+    if len(shape) < 3 or math.prod(shape[4:]) != 1 or (count != 1 and volume is None):
+        raise _wrong(source, "be a 3-D image", f"{len(shape)} dimensions {shape}", "Choose one volume of the series")
+    if volume is not None and not 0 <= volume < count:
+        raise ArgumentError("volume", rule=f"be from 0 to {count - 1}", got=volume, fix=f"Choose a volume of {source}")
+    index = (slice(None),) * 3 + ((volume or 0,) + (0,) * (len(shape) - 4) if len(shape) > 3 else ())
+    with np.errstate(all="ignore"):  # an overflow becomes infinity, which is refused by the caller
+        return np.asarray(image.dataobj[index], dtype=np.float32)
+
+
+def _wrong(source: str, rule: str, got: str, fix: str) -> VolumeError:
+    return VolumeError(source, rule=rule, got=got, fix=fix)

@@ -1,0 +1,143 @@
+"""From a folder to a run folder: what it holds, what is refused, and that an interruption changes nothing."""
+
+import csv
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from kerasvae import load_recipe, load_run
+from kerasvae.errors import CohortError, RunError, VolumeError
+from kerasvae.training.train import train
+
+METRICS = {
+    "explained_variance", "explained_variance_pca", "identification", "identification_pca", "variance_ratio",
+    "active_units", "kl_nats", "kl_per_dimension", "elbo_nats", "elbo_nats_per_voxel", "n_train", "n_validation",
+    "n_calibration", "n_test", "latent_size", "seconds",
+}  # fmt: skip
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(steps):
+    def progress(stage, done, total, text):
+        if stage == "train" and done >= steps:
+            raise Interrupted
+
+    return progress
+
+
+def test_run_folder(blob_cohort, blob_recipe, tmp_path):
+    out = tmp_path / "run"
+    train(load_recipe(blob_recipe), blob_cohort, out)
+    run = load_run(out)
+    assert METRICS <= set(run.metrics)
+    assert run.metrics["n_train"] == 10
+    assert run.metrics["n_test"] == 4
+    assert len(run.metrics["kl_per_dimension"]) == run.metrics["latent_size"] == 3
+    assert run.metrics["elbo_nats_per_voxel"] == pytest.approx(run.metrics["elbo_nats"] / run.metrics["n_voxels"])
+    volume = run.pipeline.apply(run.cohort.scans[0].path)
+    assert volume.dtype == np.float32
+    assert volume.shape == run.pipeline.grid.shape
+    assert run.model.reconstruct(volume[None]).shape == (1, *volume.shape)
+    assert run.recipe == load_recipe(out / "recipe.toml") == load_recipe(blob_recipe)
+    assert run.split.counts()["calibration"] == 2
+
+    with (out / "latents.tsv").open() as stream:
+        latents = list(csv.DictReader(stream, delimiter="\t"))
+    assert len(latents) == 20
+    code = run.model.encode(volume[None])["mean"][0]
+    np.testing.assert_allclose([float(latents[0][f"mean_{d}"]) for d in range(3)], code, rtol=1e-4, atol=1e-6)
+    assert set(latents[0]) == set(json.loads((out / "latents.json").read_text())) | {"participant_id", "session_id"}
+    with (out / "history.csv").open() as stream:
+        history = list(csv.DictReader(stream))
+    assert [float(row["epoch"]) for row in history] == list(range(len(history)))
+    # the weights that were kept are those of the best epoch
+    with np.load(out / "examples.npz", allow_pickle=False) as examples:
+        assert examples["image"].shape == examples["reconstruction"].shape == examples["pca"].shape
+
+
+def test_reported_explained_variance_is_that_of_the_saved_model(blob_cohort, blob_recipe, tmp_path):
+    run = train(load_recipe(blob_recipe), blob_cohort, tmp_path / "run")
+    role = {person: role for person, role in run.split.roles.items()}
+    volumes = {scan.person: run.pipeline.apply(scan.path) for scan in run.cohort.scans}
+    x = np.stack([volumes[p] for p in sorted(role) if role[p] == "test"])
+    mean = np.mean([volumes[p] for p in role if role[p] == "train"], axis=0)
+    r = run.model.reconstruct(x)
+    inside = run.pipeline.mask
+    expected = 1 - ((x - r)[:, inside] ** 2).sum() / ((x - mean)[:, inside] ** 2).sum()
+    assert run.metrics["explained_variance"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 8])
+def test_interrupted_and_resumed_is_bit_equal(blob_cohort, blob_recipe, tmp_path, steps):
+    recipe = load_recipe(blob_recipe, ["training.warm_up=0.5"])
+    whole = train(recipe, blob_cohort, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(recipe, blob_cohort, tmp_path / "cut", progress=interrupt_after(steps))
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    resumed = train(recipe, blob_cohort, tmp_path / "cut", resume=True)
+    for a, b in zip(whole.model.variables, resumed.model.variables, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=a.path)
+    for name in METRICS - {"seconds"}:
+        assert whole.metrics[name] == resumed.metrics[name]
+    states = [np.load(tmp_path / name / "checkpoint" / "state.npz") for name in ("whole", "cut")]
+    for key in states[0].files:
+        np.testing.assert_array_equal(states[0][key], states[1][key])
+    again = train(recipe, blob_cohort, tmp_path / "cut", resume=True)
+    assert again.metrics == resumed.metrics
+
+
+def test_folders_in_use_are_refused(blob_cohort, blob_recipe, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "precious.txt").write_text("x")
+    with pytest.raises(RunError, match="new or empty"):
+        train(load_recipe(blob_recipe), blob_cohort, out)
+    assert (out / "precious.txt").read_text() == "x"
+    with pytest.raises(RunError, match="new or empty"):
+        train(load_recipe(blob_recipe), blob_cohort, out, resume=True)
+    with pytest.raises(RunError, match=r"recipe\.toml"):
+        load_run(tmp_path / "absent")
+
+
+def test_another_recipe_cannot_be_resumed(blob_cohort, blob_recipe, tmp_path):
+    with pytest.raises(Interrupted):
+        train(load_recipe(blob_recipe), blob_cohort, tmp_path / "run", progress=interrupt_after(1))
+    with pytest.raises(RunError, match="different one"):
+        train(load_recipe(blob_recipe, ["training.epochs=9"]), blob_cohort, tmp_path / "run", resume=True)
+
+
+def test_one_bad_image_is_named_and_skipped_only_if_the_recipe_says_so(blob_cohort, blob_recipe, tmp_path):
+    bad = blob_cohort / "sub-07" / "anat" / "sub-07_desc-brain_T1w.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:2000])
+    with pytest.raises(VolumeError, match="sub-07_desc-brain"):
+        train(load_recipe(blob_recipe), blob_cohort, tmp_path / "refused")
+    run = train(load_recipe(blob_recipe, ["cohort.bad_images=skip"]), blob_cohort, tmp_path / "skipped")
+    excluded = [row for row in run.scans if row["role"] == "excluded"]
+    assert [row["participant_id"] for row in excluded] == ["sub-07"]
+    assert "sub-07_desc-brain" in excluded[0]["reason"]
+    assert len(run.cohort) == 19
+
+
+def test_mended_image_is_all_that_is_done_again(blob_cohort, blob_recipe, tmp_path):
+    path = blob_cohort / "sub-07" / "anat" / "sub-07_desc-brain_T1w.nii.gz"
+    content = path.read_bytes()
+    path.write_bytes(gzip.compress(b"not an image"))
+    with pytest.raises(VolumeError):
+        train(load_recipe(blob_recipe), blob_cohort, tmp_path / "run")
+    path.write_bytes(content)
+    assert train(load_recipe(blob_recipe), blob_cohort, tmp_path / "run", resume=True).metrics["n_train"] == 10
+
+
+def test_scans_of_one_person_in_two_roles_are_refused(blob_cohort, blob_recipe, tmp_path):
+    table = blob_cohort / "scans.tsv"
+    image = "sub-{0:02d}/anat/sub-{0:02d}_desc-brain_T1w.nii.gz"
+    rows = ["participant_id\tsession_id\tage\tsex\trole\tpath"]
+    rows += [f"sub-{p // 2:02d}\tses-{p % 2}\t30\tM\t{'train' if p < 15 else 'test'}\t{image.format(p)}" for p in range(20)]
+    table.write_text("\n".join(rows) + "\n")
+    with pytest.raises(CohortError, match="All scans of sub-07 must have one role"):
+        train(load_recipe(blob_recipe, ["split.column=role"]), table, tmp_path / "run")

@@ -1,0 +1,112 @@
+"""Shapes of any size, and the linear start against probabilistic PCA's closed form."""
+
+import keras
+import numpy as np
+import pytest
+from scipy import stats
+
+from kerasvae.distributions import NormalLikelihood
+from kerasvae.errors import ArgumentError
+from kerasvae.models import VAE
+from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, linear_start
+from kerasvae.networks.linear import fit_core
+
+RNG = np.random.default_rng(2)
+
+
+@pytest.mark.parametrize("shape", [(9, 11, 7), (16, 16, 16), (1, 5, 3), (13, 10), (17,)])
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_convolutional_networks_take_any_size(shape, norm):
+    encoder = conv_encoder(shape, 6, filters=(4, 8), norm=norm)
+    decoder = conv_decoder(shape, 3, filters=(4, 8), norm=norm)
+    assert encoder(np.zeros((2, *shape), "f4")).shape == (2, 6)
+    assert decoder(np.zeros((2, 3), "f4")).shape == (2, *shape)
+
+
+def test_dense_networks_take_any_shape():
+    assert dense_encoder((4, 5), 6)(np.zeros((2, 4, 5), "f4")).shape == (2, 6)
+    assert dense_decoder((20,), 3)(np.zeros((2, 3), "f4")).shape == (2, 20)
+
+
+@pytest.mark.parametrize("arguments", [((4, 4, 4, 1), 6), ((0, 3), 6)])
+def test_bad_shapes_are_refused(arguments):
+    with pytest.raises(ArgumentError, match="one to three positive axes"):
+        conv_encoder(*arguments)
+    with pytest.raises(ArgumentError, match="norm"):
+        conv_encoder((4, 4), 6, norm="batch")
+
+
+def ppca_data(people=60, voxels=(5, 4, 3), rank=3):
+    loadings = RNG.standard_normal((rank, *voxels))
+    z = RNG.standard_normal((people, rank))
+    return (np.einsum("nr,rxyz->nxyz", z, loadings) + 0.3 * RNG.standard_normal((people, *voxels)) + 2).astype("f4")
+
+
+def closed_form(images, mask, q):
+    """Maximum-likelihood probabilistic PCA by the covariance matrix (Tipping & Bishop 1999, equations 7 and 8)."""
+    x = images[:, mask].astype("f8")
+    covariance = np.cov(x.T, bias=True)
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    noise = values[q:].mean()
+    w = vectors[:, :q] * np.sqrt(values[:q] - noise)
+    return x.mean(0), w, noise
+
+
+def test_linear_start_is_probabilistic_pca():
+    images = ppca_data()
+    mask = RNG.random(images.shape[1:]) < 0.8
+    q = 3
+    mean, w, noise = closed_form(images, mask, q)
+    core = fit_core(images, q, mask)
+    assert core.noise_variance == pytest.approx(noise, rel=1e-5)
+
+    shape = images.shape[1:]
+    encoder, decoder = linear_start(dense_encoder(shape, 2 * q), dense_decoder(shape, q), core, mask)
+    likelihood = NormalLikelihood(mask=mask)
+    likelihood.set_sigma(noise**0.5)
+    model = VAE(encoder, decoder, likelihood=likelihood)
+
+    m = w.T @ w + noise * np.eye(q)
+    posterior_mean = np.linalg.solve(m, w.T @ (images[:, mask] - mean).T).T
+    codes = model.encode(images)
+    signs = np.sign((codes["mean"] * posterior_mean).sum(0))
+    np.testing.assert_allclose(codes["mean"] * signs, posterior_mean, atol=2e-4)
+    np.testing.assert_allclose(codes["stddev"][0], np.sqrt(np.diag(noise * np.linalg.inv(m))), rtol=1e-4)
+    np.testing.assert_allclose(model.reconstruct(images)[:, mask], posterior_mean @ w.T + mean, atol=2e-3)
+    assert np.all(model.reconstruct(images)[:, ~mask] == 0)
+
+    # the exact posterior makes the bound tight: ELBO = log p(x), the Gaussian marginal
+    marginal = stats.multivariate_normal(mean, w @ w.T + noise * np.eye(mask.sum())).logpdf(images[:, mask])
+    elbo = model.elbo(images, samples=400)["elbo"]
+    assert np.mean(elbo) == pytest.approx(np.mean(marginal), rel=2e-3)
+
+
+def test_components_beyond_the_people_stay_inactive():
+    images = ppca_data(people=6)
+    core = fit_core(images, 10)
+    shape = images.shape[1:]
+    encoder, decoder = linear_start(dense_encoder(shape, 20), dense_decoder(shape, 10), core)
+    codes = VAE(encoder, decoder).encode(images)
+    assert np.all(np.isfinite(codes["mean"]))
+    np.testing.assert_allclose(codes["mean"][:, 4:], 0, atol=1e-5)
+    np.testing.assert_allclose(codes["stddev"][:, 4:], 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 3, 3), "f4"), np.ones((5, 3, 3), "f4")])
+def test_no_core_without_variation(images):
+    with pytest.raises(ArgumentError):
+        fit_core(images, 2)
+
+
+def test_gates_learn_and_the_core_does_not():
+    images = ppca_data(people=16)
+    shape = images.shape[1:]
+    core = fit_core(images, 2)
+    encoder, decoder = linear_start(conv_encoder(shape, 4, (4,)), conv_decoder(shape, 2, (4,)), core)
+    before = decoder.get_layer("linear_decoder").get_weights()[0].copy()
+    model = VAE(encoder, decoder)
+    model.compile(keras.optimizers.Adam(1e-2))
+    model.fit(images, epochs=3, batch_size=8, verbose=0)
+    np.testing.assert_array_equal(decoder.get_layer("linear_decoder").get_weights()[0], before)
+    assert abs(decoder.get_layer("decoder_gate").get_weights()[0]).max() > 0
