@@ -59,7 +59,12 @@ def make_blob_cohort(root: Path, people: int) -> Path:
     import json
 
     root.mkdir(parents=True)
-    description = {"Name": "blobs", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": [{"Name": "t"}]}
+    description = {
+        "Name": "blobs",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "t"}],
+    }
     (root / "dataset_description.json").write_text(json.dumps(description))
     lines = ["participant_id\tage\tsex\tqc"]
     for person in range(people):

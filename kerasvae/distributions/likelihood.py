@@ -89,7 +89,7 @@ class NormalLikelihood(keras.layers.Layer):
         """Number of voxels the sum runs over."""
         return int(np.prod(x.shape[1:])) if self.mask is None else int(self.mask.sum())
 
-    def distribution(self, mean: tf.Tensor) -> tfd.Distribution:
+    def distribution(self, mean: tf.Tensor) -> tfp.distributions.Distribution:
         """p(x|z) given the decoder's output, one factor per voxel, mask not applied."""
         return tfd.Normal(tf.cast(mean, tf.float32), self.sigma())
 

@@ -61,7 +61,7 @@ class NormalPosterior(keras.layers.Layer):
         """The point that stands for the person when one code is needed: the mean, shape (batch, d)."""
         return outputs["mean"]
 
-    def distribution(self, parameters: tf.Tensor) -> tfd.Distribution:
+    def distribution(self, parameters: tf.Tensor) -> tfp.distributions.Distribution:
         """q(z|x) as a distribution with batch shape (batch, d): one factor per dimension."""
         outputs = self.deterministic(parameters)
         return tfd.Normal(outputs["mean"], outputs["stddev"])
@@ -70,7 +70,7 @@ class NormalPosterior(keras.layers.Layer):
         """One reparameterised draw per person, shape (batch, d); `seed` is a stateless pair of integers."""
         return self.distribution(parameters).sample(seed=seed)
 
-    def kl(self, parameters: tf.Tensor, prior: tfd.Distribution) -> tf.Tensor:
+    def kl(self, parameters: tf.Tensor, prior: tfp.distributions.Distribution) -> tf.Tensor:
         """Analytic KL(q(z|x) ‖ p(z)) per dimension in nats, shape (batch, d); its sum over d is the KL."""
         return tfd.kl_divergence(self.distribution(parameters), prior)
 

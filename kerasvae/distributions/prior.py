@@ -22,7 +22,7 @@ class StandardNormalPrior(keras.layers.Layer):
         super().__init__(**kwargs)
         self.built = True
 
-    def distribution(self, latent_size: int) -> tfd.Distribution:
+    def distribution(self, latent_size: int) -> tfp.distributions.Distribution:
         """The prior with batch shape (d,): one factor per dimension."""
         return tfd.Normal(tf.zeros(latent_size), tf.ones(latent_size))
 

@@ -144,6 +144,8 @@ class VAE(keras.Model):
         if jit_compile == "auto":
             jit_compile = bool(tf.config.list_physical_devices("GPU"))
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        if not self.optimizer.built:  # so that a file saved before the first step holds the whole optimiser
+            self.optimizer.build(self.trainable_variables)
 
     def get_compile_config(self) -> dict[str, Any]:
         """What `compile` was given."""
@@ -152,7 +154,6 @@ class VAE(keras.Model):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile as before saving; the optimiser's state follows with the weights."""
         self.compile(optimizer=keras.saving.deserialize_keras_object(config["optimizer"]))
-        self.optimizer.build(self.trainable_variables)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         """As in Keras, on arrays or data sets of images (batch, *data_shape); `y` is not used.

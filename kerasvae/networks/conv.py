@@ -28,6 +28,7 @@ def conv_encoder(
     norm: str = "group",
     activation: str = "silu",
     dropout: float = 0.0,
+    seed: int | None = None,
 ) -> keras.Model:
     """Strided 3ⁿ convolutions, then one dense layer: (batch, *data_shape) to (batch, outputs).
 
@@ -38,6 +39,7 @@ def conv_encoder(
         norm: ``"group"`` or ``"none"``.
         activation: Any Keras activation.
         dropout: Rate before the dense layer.
+        seed: Seed of the dropout; None draws one.
     """
     rank = _check(data_shape, filters, norm)
     image = keras.Input(tuple(data_shape), name="image")
@@ -47,7 +49,7 @@ def conv_encoder(
         x = keras.layers.Activation(activation)(normalise(x, norm))
     x = keras.layers.Flatten()(x)
     if dropout:
-        x = keras.layers.Dropout(dropout)(x)
+        x = keras.layers.Dropout(dropout, seed=seed)(x)
     return keras.Model(image, keras.layers.Dense(outputs, name="parameters")(x), name="encoder")
 
 
@@ -88,7 +90,10 @@ def conv_decoder(
 def _check(data_shape: Sequence[int], filters: Sequence[int], norm: str) -> int:
     if len(data_shape) not in _CONV or min(data_shape) < 1:
         raise ArgumentError(
-            "data_shape", rule="have one to three positive axes", got=tuple(data_shape), fix="Leave out the channel axis"
+            "data_shape",
+            rule="have one to three positive axes",
+            got=tuple(data_shape),
+            fix="Leave out the channel axis",
         )
     if not filters or min(filters) < 1:
         raise ArgumentError("filters", rule="hold at least one positive number", got=filters, fix="Use (16, 32, 64)")

@@ -163,11 +163,11 @@ class AlignmentContract(_Frozen):
         """What the broken limits point to, most telling first."""
         if broken == {"handedness"}:
             return "looks mirrored left to right, or tilted to one side"
-        reference = self.mean_image.values
-        upright = _correlation(_recentred(found.image, reference), reference)
         for axis, words in ((1, "looks flipped front to back"), (2, "looks turned upside down")):
-            if _correlation(_recentred(np.flip(found.image, axis), reference), reference) > upright + 0.02:
+            if self._closer_when_flipped(found.image, axis):
                 return words
+        if "handedness" in broken and self._closer_when_flipped(found.image, 0):
+            return "looks unregistered: mirrored left to right, or rotated"
         if "distance_mm" in broken:
             x, y, z = found.centre_mm - np.array(self.centre_mm)
             return f"looks unregistered: it is shifted by ({x:.0f}, {y:.0f}, {z:.0f}) mm"
@@ -182,6 +182,14 @@ class AlignmentContract(_Frozen):
         if broken <= {"correlation", "handedness"}:
             return "looks unregistered (rotated, scaled or deformed) or has another contrast"
         return "looks unregistered: rotated, scaled or deformed"
+
+    def _closer_when_flipped(self, image: NDArray, axis: int) -> bool:
+        """Whether the image, moved to the mean image's centre, is clearly more like it after a flip."""
+        reference = self.mean_image.values
+        plain, flipped = (
+            _correlation(_recentred(each, reference), reference) for each in (image, np.flip(image, axis))
+        )
+        return flipped > plain + 0.02
 
     def _refusal(self, source: str, got: str) -> AlignmentError:
         stripped = "skull-stripped" if self.skull_stripped else "whole-head"

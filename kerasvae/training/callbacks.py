@@ -82,7 +82,9 @@ class Checkpoint(keras.callbacks.Callback):
         monitor: What is maximised.
     """
 
-    def __init__(self, folder: Path, *, patience: int, first_candidate: int, monitor: str = "val_calibrated_elbo") -> None:
+    def __init__(
+        self, folder: Path, *, patience: int, first_candidate: int, monitor: str = "val_calibrated_elbo"
+    ) -> None:
         super().__init__()
         self.folder = folder
         self.patience = patience
@@ -180,7 +182,8 @@ class EpochProgress(keras.callbacks.Callback):
 
 
 def _save_arrays(path: Path, arrays: list[NDArray]) -> None:
-    np.savez(path, **{f"{index:05d}": array for index, array in enumerate(arrays)})
+    named: dict[str, Any] = {f"{index:05d}": array for index, array in enumerate(arrays)}
+    np.savez(path, **named)
 
 
 def _load_arrays(path: Path) -> list[NDArray]:

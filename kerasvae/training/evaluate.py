@@ -126,7 +126,9 @@ def _write_latents(run: Run) -> None:
         rows.append(row | {"elbo_nats": float(terms["elbo"][0])})
     write_table(run.path / "latents.tsv", rows, list(rows[0]))
     described = {output.name: output.meaning for output in model.posterior.outputs}
-    meanings = {f"{name}_{d}": f"{text} (dimension {d})" for name, text in described.items() for d in range(model.latent_size)}
+    meanings = {
+        f"{name}_{d}": f"{text} (dimension {d})" for name, text in described.items() for d in range(model.latent_size)
+    }
     descriptions = {
         "role": "train, validation, calibration or test; only test people were not used to make the model",
         **meanings,

@@ -36,7 +36,9 @@ class CohortSection(Section):
     select: dict[str, str] = Field({"suffix": "T1w"}, description="BIDS entities of the images")
     covariates: tuple[str, ...] = Field((), description="columns that every scan must have")
     exclude: dict[str, tuple[str, ...]] = Field({}, description="column to values whose scans are left out")
-    incomplete: Literal["refuse", "leave_out"] = Field("refuse", description="people with a row and no image, or reverse")
+    incomplete: Literal["refuse", "leave_out"] = Field(
+        "refuse", description="people with a row and no image, or reverse"
+    )
     bad_images: Literal["refuse", "skip"] = Field("refuse", description="images that cannot be used")
 
 
@@ -160,9 +162,7 @@ def _read(source: str | Path) -> str:
         try:
             return path.read_text(encoding="utf-8")
         except OSError as error:
-            raise RecipeError(
-                path, rule="be a readable TOML file", got=error.strerror, fix="Check the path"
-            ) from error
+            raise RecipeError(path, rule="be a readable TOML file", got=error.strerror, fix="Check the path") from error
     names = shipped_recipes()
     if str(source) not in names:
         close = nearest(str(source), names)

@@ -53,7 +53,9 @@ class Run:
 
         model = keras.saving.load_model(self._file("model.keras"))
         if not isinstance(model, VAE):
-            raise RunError(self.path / "model.keras", rule="hold a kerasvae VAE", got=type(model).__name__, fix="Retrain")
+            raise RunError(
+                self.path / "model.keras", rule="hold a kerasvae VAE", got=type(model).__name__, fix="Retrain"
+            )
         return model
 
     @cached_property

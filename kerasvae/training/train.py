@@ -182,7 +182,7 @@ def build_model(recipe: Recipe, images: Array, pipeline: Pipeline) -> VAE:
         encoder, decoder = dense_encoder(shape, width), dense_decoder(shape, section.latent_size)
     else:
         options: dict[str, Any] = {"filters": section.filters, "norm": section.norm}
-        encoder = conv_encoder(shape, width, dropout=section.dropout, **options)
+        encoder = conv_encoder(shape, width, dropout=section.dropout, seed=recipe.training.seed, **options)
         decoder = conv_decoder(shape, section.latent_size, **options)
     likelihood = NormalLikelihood(scale=section.scale, stddev=section.stddev, mask=pipeline.mask)
     if section.start == "linear":
@@ -203,8 +203,6 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     decide = "validation" if rows["validation"] else "train"
     held_out = load(decide) if decide == "validation" else images
     model = build_model(recipe, images, run.pipeline)
-    model.build((None, *model.data_shape))
-    model.optimizer.build(model.trainable_variables)
     steps = steps_per_epoch(len(images), section.batch_size)
     total = steps * section.epochs
     decided_by = evaluation_dataset(held_out, np.array(rows[decide]), batch_size=section.batch_size)

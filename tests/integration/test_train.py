@@ -62,7 +62,7 @@ def test_run_folder(blob_cohort, blob_recipe, tmp_path):
 
 def test_reported_explained_variance_is_that_of_the_saved_model(blob_cohort, blob_recipe, tmp_path):
     run = train(load_recipe(blob_recipe), blob_cohort, tmp_path / "run")
-    role = {person: role for person, role in run.split.roles.items()}
+    role = dict(run.split.roles)
     volumes = {scan.person: run.pipeline.apply(scan.path) for scan in run.cohort.scans}
     x = np.stack([volumes[p] for p in sorted(role) if role[p] == "test"])
     mean = np.mean([volumes[p] for p in role if role[p] == "train"], axis=0)
@@ -137,7 +137,9 @@ def test_scans_of_one_person_in_two_roles_are_refused(blob_cohort, blob_recipe, 
     table = blob_cohort / "scans.tsv"
     image = "sub-{0:02d}/anat/sub-{0:02d}_desc-brain_T1w.nii.gz"
     rows = ["participant_id\tsession_id\tage\tsex\trole\tpath"]
-    rows += [f"sub-{p // 2:02d}\tses-{p % 2}\t30\tM\t{'train' if p < 15 else 'test'}\t{image.format(p)}" for p in range(20)]
+    rows += [
+        f"sub-{p // 2:02d}\tses-{p % 2}\t30\tM\t{'train' if p < 15 else 'test'}\t{image.format(p)}" for p in range(20)
+    ]
     table.write_text("\n".join(rows) + "\n")
     with pytest.raises(CohortError, match="All scans of sub-07 must have one role"):
         train(load_recipe(blob_recipe, ["split.column=role"]), table, tmp_path / "run")

@@ -68,7 +68,8 @@ def test_new_people_pass_and_are_measured():
 @pytest.mark.parametrize(
     ("move", "words"),
     [
-        (_moved(shift=(20, 0, 0)), r"shifted by \((19|20|21), "),
+        # the person's own place varies by 1 mm (standard deviation) on top of the shift
+        (_moved(shift=(20, 0, 0)), r"shifted by \((1[7-9]|2[0-3]), "),
         (_moved(shift=(0, 0, -25)), "shifted by"),
         (_moved((25, 0, 0)), "unregistered"),
         (_moved((0, 0, 25)), "unregistered"),
