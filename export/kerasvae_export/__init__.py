@@ -1,0 +1,6 @@
+"""From a trained model to one folder that can be deployed: SavedModel, ONNX, pipeline, proof of parity."""
+
+from kerasvae_export.verify import Check, verify
+from kerasvae_export.write import export, export_run
+
+__all__ = ["Check", "export", "export_run", "verify"]

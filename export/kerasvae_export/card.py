@@ -1,0 +1,98 @@
+"""MODEL_CARD.md: for whom a model is, who it was made from, how good it is, where it ends.
+
+Mitchell et al. 2019, Model Cards for Model Reporting, arXiv 1810.03993: the sections.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kerasvae.bundle import Manifest
+
+__all__ = ["model_card"]
+
+
+def model_card(manifest: Manifest) -> str:
+    """The card of a bundle, Markdown."""
+    sections = [
+        f"# {manifest.name}, version {manifest.version}",
+        _details(manifest),
+        "## Intended use\n\n"
+        "Research: latents of single scans that were prepared as the training images were, for group statistics and "
+        "for the study of individual differences. Not a medical device; not for diagnosis.",
+        _cohort(manifest.cohort),
+        _figures(manifest.metrics),
+        _parity(manifest),
+        "## Limits\n\n"
+        "- A scan from another scanner, protocol, age range or preparation than the cohort's may get misleading "
+        "latents. The alignment contract refuses scans that are plainly misplaced; it cannot see everything.\n"
+        "- The axes of a latent space are not identifiable: another training gives other axes for the same people.\n"
+        "- Figures above are from one division of one cohort.",
+        "## Data\n\nThe licence and consent of the training images govern what may be done with this model; "
+        "no training image is in this folder.",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _details(manifest: Manifest) -> str:
+    outputs = "".join(f"\n  - `{tensor.name}` {list(tensor.shape)}: {tensor.meaning}" for tensor in manifest.outputs)
+    lines = [
+        f"- Variational autoencoder, {manifest.latent_size} latents, made {manifest.created} with "
+        f"kerasvae {manifest.versions['kerasvae']}",
+        f"- Input: `image` {list(manifest.data_shape)}: {manifest.inputs[0].meaning}",
+        f"- Outputs:{outputs}",
+    ]
+    if manifest.pipeline is not None:
+        grid, contract = manifest.pipeline["grid"], manifest.pipeline.get("alignment")
+        lines.append(f"- Space: {grid['space']}, {grid['shape']} voxels; the encoder's pipeline is in `manifest.json`")
+        if contract:
+            stripped = "skull-stripped" if contract["skull_stripped"] else "whole head"
+            lines.append(f"- Scans must be: {contract['modality']}, {stripped}, {contract['registration']}")
+        else:
+            lines.append("- Scans are not checked for alignment: this is up to whoever uses the model")
+    return "\n".join(lines)
+
+
+def _cohort(cohort: dict[str, Any]) -> str:
+    if not cohort:
+        return "## Cohort\n\nNot recorded."
+    people = ", ".join(f"{count} {role}" for role, count in cohort["people"].items())
+    lines = [f"## Cohort\n\nPeople, each in one role: {people}. {cohort['scans']} scans."]
+    for name, summary in cohort["covariates"].items():
+        if "levels" in summary:
+            lines.append(f"- {name}: " + ", ".join(f"{level} {count}" for level, count in summary["levels"].items()))
+        else:
+            low, high = summary["decades"]
+            lines.append(f"- {name}: {summary['mean']:.1f} ± {summary['stddev']:.1f}, within {low:g} to {high:g}")
+    return "\n".join([lines[0], "", *lines[1:]]) if len(lines) > 1 else lines[0]
+
+
+def _figures(metrics: dict[str, Any]) -> str:
+    if not metrics:
+        return "## Figures\n\nNot recorded."
+    role = metrics["role"]
+    rows = [
+        ("explained variance between people", "explained_variance", "explained_variance_pca", ".3f"),
+        ("identification", "identification", "identification_pca", ".3f"),
+        ("variance ratio", "variance_ratio", "variance_ratio_pca", ".3f"),
+        ("active units", "active_units", None, "d"),
+        ("KL, nats a person", "kl_nats", None, ".1f"),
+        ("ELBO, nats a person", "elbo_nats", None, ".1f"),
+    ]
+    table = "\n".join(
+        f"| {title} | {metrics[ours]:{form}} | {format(metrics[peer], form) if peer else ''} |"
+        for title, ours, peer, form in rows
+    )
+    return (
+        f"## Figures\n\nOn {metrics[f'n_{role}']} {role} people; PCA with as many components, fitted on training and "
+        f"validation people, beside it. Chance of identification: {metrics['identification_chance']:.3f}.\n\n"
+        f"| | this model | PCA |\n|---|---|---|\n{table}"
+    )
+
+
+def _parity(manifest: Manifest) -> str:
+    rows = "\n".join(f"| {name} | {value:.1e} |" for name, value in manifest.parity.items())
+    return (
+        "## Agreement with the Keras model\n\nLargest difference on a simulated subject, relative to the largest "
+        f"value.\n\n| output | difference |\n|---|---|\n{rows}"
+    )

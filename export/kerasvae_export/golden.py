@@ -1,0 +1,77 @@
+"""The golden case: a subject that never lived, and what the Keras model makes of it.
+
+The subject is a draw from the prior, decoded: an image like those the model knows, for any modality and grid. It is
+put on a lattice of its own, so that the whole preprocessing has work to do when it is read back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasvae.errors import BundleError
+from kerasvae.models import VAE
+from kerasvae.preprocess import Pipeline, resample
+from kerasvae.types import Grid, Volume
+
+__all__ = ["distance_from_training", "golden_case"]
+
+SEED = 152
+TOO_CLOSE = 0.2
+"""A golden image nearer to a training image than this part of that image's distance from the mean is refused."""
+
+
+def golden_case(model: VAE, pipeline: Pipeline | None) -> dict[str, Any]:
+    """Arrays for `golden.npz`; see `kerasvae.bundle.Bundle.golden`."""
+    drawn = model.sample(1, seed=SEED)
+    arrays: dict[str, Any] = {}
+    if pipeline is not None:
+        own = _own_grid(pipeline)
+        # as an image has no negative intensity, but a z-score has
+        positive = (drawn[0] - drawn[0].min()) * (1.0 if pipeline.mask is None else pipeline.mask)
+        raw = resample(positive, pipeline.grid.matrix, own)
+        arrays = {"raw": raw, "raw_affine": own.matrix}
+        drawn = pipeline.apply(Volume(raw, own.matrix), check=False)[None]
+    codes = model.encode(drawn)
+    center = np.asarray(model.posterior.center(codes))
+    return {**arrays, "image": drawn, **codes, "z": center, "reconstruction": model.decode(center)}
+
+
+def _own_grid(pipeline: Pipeline) -> Grid:
+    """A lattice over the same box, of another spacing where the pipeline resamples."""
+    grid = pipeline.grid
+    if pipeline.placement != "resample":
+        return grid
+    affine = grid.matrix
+    affine[:3, :3] *= 1.1
+    shape = tuple(int(np.ceil(n / 1.1)) for n in grid.shape)
+    return Grid.of(shape, affine, "golden")
+
+
+def distance_from_training(golden: NDArray, images: NDArray) -> float:
+    """How far the golden image is from its nearest training image.
+
+    Args:
+        golden: (1, *data_shape).
+        images: Training images, (n, *data_shape).
+
+    Returns:
+        min over i of ‖g − xᵢ‖ / ‖xᵢ − x̄‖: 0 for a copy of a training image, about 1 or more for another person.
+
+    Raises:
+        BundleError: If a training image would be as good as published.
+    """
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    away = np.linalg.norm(flat - golden.reshape(1, -1), axis=1)
+    spread = np.linalg.norm(flat - flat.mean(axis=0), axis=1)
+    nearest = float((away / np.maximum(spread, 1e-12)).min())
+    if nearest < TOO_CLOSE:
+        raise BundleError(
+            "The golden image",
+            rule=f"differ from every training image by {TOO_CLOSE} of that image's distance from the mean",
+            got=f"{nearest:.3f}",
+            fix="The model has memorised a person: train it with fewer latents or more people",
+        )
+    return nearest

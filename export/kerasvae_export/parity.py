@@ -1,0 +1,51 @@
+"""How far what was exported is from the Keras model, on the golden case: measured, not promised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from kerasvae.bundle import DECODER, ENCODER, largest_difference
+
+__all__ = ["TOLERANCE", "onnx_differences", "open_onnx", "run_onnx", "saved_model_differences"]
+
+TOLERANCE = 1e-4
+"""Largest accepted difference, relative to the largest absolute value of the output: float32 sums in another order."""
+
+
+def open_onnx(path: Path) -> onnxruntime.InferenceSession:
+    """An ONNX graph on the CPU with one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run_onnx(session: onnxruntime.InferenceSession, **inputs: NDArray) -> dict[str, NDArray]:
+    """Outputs of an ONNX graph by name."""
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def onnx_differences(folder: Path, golden: dict[str, NDArray]) -> dict[str, float]:
+    """Relative difference of every output of both ONNX graphs from the golden arrays, as ``onnx/<output>``."""
+    outputs = {
+        **run_onnx(open_onnx(folder / ENCODER), image=golden["image"]),
+        **run_onnx(open_onnx(folder / DECODER), z=golden["z"]),
+    }
+    return {f"onnx/{name}": largest_difference(value, golden[name]) for name, value in outputs.items()}
+
+
+def saved_model_differences(folder: Path, golden: dict[str, NDArray]) -> dict[str, float]:
+    """The same for the signatures of the SavedModel, as ``saved_model/<signature>/<output>``."""
+    loaded = tf.saved_model.load(str(folder))
+    differences = {}
+    for signature, inputs in (("encode", "image"), ("decode", "z"), ("reconstruct", "image")):
+        outputs = loaded.signatures[signature](**{inputs: tf.constant(np.asarray(golden[inputs], np.float32))})
+        for name, value in outputs.items():
+            differences[f"saved_model/{signature}/{name}"] = largest_difference(value.numpy(), golden[name])
+    return differences

@@ -1,0 +1,27 @@
+"""TensorFlow's SavedModel, with the signatures that TF Serving and its clients call by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tensorflow as tf
+
+from kerasvae.models import VAE
+from kerasvae_export.graphs import Graph
+
+__all__ = ["write_saved_model"]
+
+
+def write_saved_model(model: VAE, made: dict[str, Graph], folder: Path) -> None:
+    """Write the signatures ``encode`` (also as ``serving_default``), ``decode`` and ``reconstruct``.
+
+    Args:
+        model: The weights of its two networks are stored, the optimiser's state is not.
+        made: From `kerasvae_export.graphs.graphs`.
+        folder: A new folder; TF Serving wants its name to be the version, an integer.
+    """
+    module = tf.Module()
+    module.weights = [variable.value for network in (model.encoder, model.decoder) for variable in network.variables]
+    module.functions = {name: graph.function for name, graph in made.items()}
+    signatures = {name: graph.function.get_concrete_function() for name, graph in made.items()}
+    tf.saved_model.save(module, str(folder), signatures={**signatures, "serving_default": signatures["encode"]})

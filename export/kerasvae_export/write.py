@@ -1,0 +1,239 @@
+"""Write a bundle: to a temporary name first, then one rename, so that there is never half a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasvae.bundle import DECODER, ENCODER, GOLDEN, Manifest, Reference, Tensor, write_manifest
+from kerasvae.errors import ArgumentError, BundleError
+from kerasvae.models import VAE
+from kerasvae.preprocess import Pipeline
+from kerasvae.storage import atomic_path
+from kerasvae.training.run import Run, load_run
+from kerasvae_export.card import model_card
+from kerasvae_export.golden import distance_from_training, golden_case
+from kerasvae_export.graphs import graphs
+from kerasvae_export.onnx import OPSET, write_onnx
+from kerasvae_export.parity import TOLERANCE, onnx_differences, saved_model_differences
+from kerasvae_export.saved_model import write_saved_model
+
+__all__ = ["export", "export_run"]
+
+PACKAGES = ("kerasvae", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "scipy", "nibabel")
+MOST_SCORES = 1000
+"""Scores of this many people at most are kept in the manifest, evenly spaced in rank."""
+
+
+def export(
+    model: VAE,
+    pipeline: Pipeline | None,
+    path: str | os.PathLike[str],
+    *,
+    name: str = "vae",
+    version: int = 1,
+    train_images: NDArray[np.float32] | None = None,
+    reference_images: NDArray[np.float32] | None = None,
+    reference_role: str = "calibration",
+    metrics: dict[str, Any] | None = None,
+    cohort: dict[str, Any] | None = None,
+) -> Path:
+    """Write one folder with all that inference needs, and prove that its graphs agree with the model.
+
+    Args:
+        model: Trained.
+        pipeline: What turns a file into the model's input; None for data that are not images (tables of regions).
+        path: A new folder.
+        name: Name of the model.
+        version: Version of the model, at least 1.
+        train_images: Preprocessed training images, (n, *data_shape): the golden case is checked not to be one of
+            them. None leaves the check out, and the manifest says so.
+        reference_images: Preprocessed images of people the weights were not fitted to, whose scores are recorded.
+        reference_role: Their role.
+        metrics: Figures on the test people, for manifest and model card.
+        cohort: Summary of the cohort, for manifest and model card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArgumentError: If `path` holds files, or name or version are not usable as folder names.
+        BundleError: If a graph disagrees with the Keras model, or the golden case is a training image.
+    """
+    final = Path(path)
+    _check_arguments(final, name, version)
+    arrays = golden_case(model, pipeline)
+    distance = None if train_images is None else distance_from_training(arrays["image"], train_images)
+    made = graphs(model)
+    digest = weights_digest(model)
+    with atomic_path(final) as folder:
+        folder.mkdir()
+        np.savez_compressed(folder / GOLDEN, **arrays)
+        write_saved_model(model, made, folder / "saved_model" / str(version))
+        metadata = _metadata(name, version, pipeline, digest)
+        write_onnx(made["encode"], folder / ENCODER, metadata)
+        write_onnx(made["decode"], folder / DECODER, metadata)
+        parity = onnx_differences(folder, arrays) | saved_model_differences(
+            folder / "saved_model" / str(version), arrays
+        )
+        _refuse_disagreement(parity)
+        manifest = Manifest(
+            name=name,
+            version=version,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            data_shape=model.data_shape,
+            latent_size=model.latent_size,
+            inputs=(Tensor(name="image", shape=model.data_shape, meaning=_input_meaning(pipeline)),),
+            outputs=tuple(
+                Tensor(name=output.name, shape=arrays[output.name].shape[1:], meaning=output.meaning)
+                for output in model.posterior.outputs
+            ),
+            pipeline=None if pipeline is None else pipeline.to_config(),
+            pipeline_digest=None if pipeline is None else pipeline.digest,
+            weights_digest=digest,
+            opset=OPSET,
+            versions={package: importlib.metadata.version(package) for package in PACKAGES},
+            parity=parity,
+            metrics=metrics or {},
+            cohort=cohort or {},
+            reference=_reference(model, pipeline, reference_images, reference_role),
+            golden_distance=distance,
+        )
+        (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
+        write_manifest(folder, manifest)
+    return final
+
+
+def export_run(
+    run: Run | str | os.PathLike[str], path: str | os.PathLike[str], *, name: str | None = None, version: int = 1
+) -> Path:
+    """Export what a run folder holds.
+
+    Args:
+        run: A run or its folder.
+        path: A new folder.
+        name: Name of the model; by default the recipe's.
+        version: Version of the model.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    role = "calibration" if run.split.people("calibration") else "validation"
+    reference = _images(run, role)
+    return export(
+        run.model,
+        run.pipeline,
+        path,
+        name=run.recipe.name if name is None else name,
+        version=version,
+        train_images=_images(run, "train"),
+        reference_images=reference,
+        reference_role=role,
+        metrics=run.metrics,
+        cohort=_cohort(run),
+    )
+
+
+def weights_digest(model: VAE) -> str:
+    """SHA-256 over shapes and values of the variables of encoder and decoder, in their order."""
+    digest = hashlib.sha256()
+    for network in (model.encoder, model.decoder):
+        for variable in network.variables:
+            values = np.ascontiguousarray(variable.numpy())
+            digest.update(f"{values.dtype.str} {values.shape}".encode())
+            digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _check_arguments(path: Path, name: str, version: int) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ArgumentError("BUNDLE", rule="be a new or empty folder", got=f"{path} with files", fix="Choose another")
+    if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
+        raise ArgumentError("name", rule="consist of letters, digits, - _ and .", got=repr(name), fix="Use --name")
+    if version < 1:
+        raise ArgumentError("version", rule="be 1 or more, as TF Serving wants", got=version, fix="Use 1")
+
+
+def _metadata(name: str, version: int, pipeline: Pipeline | None, digest: str) -> dict[str, str]:
+    entries = {"name": name, "version": str(version), "weights_digest": digest}
+    if pipeline is None:
+        return entries
+    spacing = " ".join(f"{length:g}" for length in pipeline.grid.spacing)
+    return entries | {
+        "pipeline_digest": pipeline.digest,
+        "space": pipeline.grid.space,
+        "shape": " ".join(map(str, pipeline.grid.shape)),
+        "spacing_mm": spacing,
+        "modality": pipeline.modality,
+    }
+
+
+def _input_meaning(pipeline: Pipeline | None) -> str:
+    if pipeline is None:
+        return "values as the model was trained on"
+    return f"{pipeline.modality} on the model's grid, axes (x, y, z) RAS+, after the pipeline"
+
+
+def _refuse_disagreement(parity: dict[str, float]) -> None:
+    worst = max(parity, key=lambda name: parity[name])
+    if not parity[worst] <= TOLERANCE:
+        raise BundleError(
+            f"The exported graph's output {worst}",
+            rule=f"agree with the Keras model within {TOLERANCE:g} of the largest value",
+            got=f"{parity[worst]:.2e}",
+            fix="Check custom layers of the networks: what they do must be TensorFlow operations",
+        )
+
+
+def _reference(
+    model: VAE, pipeline: Pipeline | None, images: NDArray[np.float32] | None, role: str
+) -> Reference | None:
+    if images is None or not len(images):
+        return None
+    inside = np.ones(model.data_shape, bool) if pipeline is None or pipeline.mask is None else pipeline.mask
+    residual = np.sqrt(np.square(images - model.reconstruct(images))[:, inside].mean(axis=1, dtype=np.float64))
+    codes = model.posterior.center(model.encode(images))
+    distance = np.sqrt(np.square(np.asarray(codes, np.float64)).mean(axis=1))
+    return Reference(role=role, people=len(images), residual=_ranked(residual), latent_distance=_ranked(distance))
+
+
+def _ranked(values: NDArray[np.float64]) -> tuple[float, ...]:
+    ranked = np.sort(values)
+    if len(ranked) > MOST_SCORES:
+        ranked = np.quantile(ranked, np.linspace(0, 1, MOST_SCORES))
+    return tuple(float(f"{value:.6g}") for value in ranked)
+
+
+def _images(run: Run, role: str) -> NDArray[np.float32] | None:
+    people = set(run.split.people(role))
+    scans = [scan for scan in run.cohort.scans if scan.person in people]
+    return run.store.load(scans) if scans else None
+
+
+def _cohort(run: Run) -> dict[str, Any]:
+    """Counts and ranges; nothing that points to a person."""
+    covariates = {
+        column: _summary([scan.covariates.get(column, "") for scan in run.cohort.scans])
+        for column in run.recipe.cohort.covariates
+    }
+    return {"people": run.split.counts(), "scans": len(run.cohort), "covariates": covariates}
+
+
+def _summary(cells: Sequence[str]) -> dict[str, Any]:
+    try:
+        values = np.array(cells, dtype=np.float64)
+    except ValueError:
+        levels, counts = np.unique(cells, return_counts=True)
+        return {"levels": dict(zip(levels.tolist(), counts.tolist(), strict=True))}
+    return {"mean": float(values.mean()), "stddev": float(values.std()), "decades": _decades(values)}
+
+
+def _decades(values: NDArray[np.float64]) -> list[float]:
+    """Range rounded outwards to tens, so that the oldest person's age is not published."""
+    return [float(np.floor(values.min() / 10) * 10), float(np.ceil(values.max() / 10) * 10)]

@@ -1,0 +1,148 @@
+"""A bundle, ready to answer: checked files, the pipeline, and ONNX Runtime sessions."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from kerasvae.bundle import Manifest, largest_difference, read_bundle
+from kerasvae.errors import ArgumentError, BundleError
+from kerasvae.preprocess import Pipeline
+from kerasvae.types import Array
+
+__all__ = ["Engine"]
+
+TOLERANCE = 1e-3
+"""Largest accepted difference from the golden case, relative to the largest value: engines and processors differ."""
+
+
+class Engine:
+    """Inference from a bundle.
+
+    Args:
+        path: The bundle's folder.
+        threads: Threads of one call; 0 lets ONNX Runtime choose.
+        providers: ONNX Runtime execution providers; by default the CPU.
+        check: Compare the hash of every file and run the golden case first.
+
+    Raises:
+        BundleError: If a file was altered or the golden case comes out differently.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int = 1,
+        providers: tuple[str, ...] = ("CPUExecutionProvider",),
+        check: bool = True,
+    ) -> None:
+        self._bundle = read_bundle(path, check=check)
+        self._options = onnxruntime.SessionOptions()
+        self._options.intra_op_num_threads = threads
+        self._options.log_severity_level = 3
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._providers = list(providers)
+        if check:
+            self._self_test()
+
+    @property
+    def path(self) -> Path:
+        """The bundle's folder."""
+        return self._bundle.path
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self._bundle.manifest
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The model's preprocessing.
+
+        Raises:
+            BundleError: If the bundle has none.
+        """
+        if self.manifest.pipeline is None:
+            raise BundleError(
+                self.path, rule="have a pipeline to read images", got="none", fix="Pass arrays to `encode` instead"
+            )
+        return Pipeline.from_config(self.manifest.pipeline)
+
+    def encode(self, image: NDArray) -> dict[str, NDArray[np.float32]]:
+        """The encoder's deterministic outputs by name, each (n, …).
+
+        Args:
+            image: Preprocessed images, (n, *data_shape).
+        """
+        return self._run(self._encoder, "image", image, self.manifest.data_shape)
+
+    def decode(self, z: NDArray) -> Array:
+        """The mean image of each code: (n, latent_size) to (n, *data_shape)."""
+        return self._run(self._decoder, "z", z, (self.manifest.latent_size,))["reconstruction"]
+
+    def reconstruct(self, image: NDArray) -> Array:
+        """The deterministic reconstruction: (n, *data_shape) to the same."""
+        return self.decode(self.encode(image)[self.manifest.outputs[0].name])
+
+    def encode_scan(self, scan: Any, *, check: bool = True) -> dict[str, NDArray[np.float32]]:
+        """The outputs for one scan, each without the batch axis.
+
+        Args:
+            scan: A path, a `Volume` or a nibabel image.
+            check: False skips the alignment contract.
+
+        Raises:
+            VolumeError: If the scan cannot be used.
+        """
+        outputs = self.encode(self.pipeline.apply(scan, check=check)[None])
+        return {name: value[0] for name, value in outputs.items()}
+
+    @cached_property
+    def _encoder(self) -> onnxruntime.InferenceSession:
+        return self._session(self._bundle.encoder)
+
+    @cached_property
+    def _decoder(self) -> onnxruntime.InferenceSession:
+        return self._session(self._bundle.decoder)
+
+    def _session(self, path: Path) -> onnxruntime.InferenceSession:
+        try:
+            return onnxruntime.InferenceSession(str(path), self._options, providers=self._providers)
+        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+            reason = str(error).splitlines()[0]
+            raise BundleError(path, rule="be a graph ONNX Runtime can load", got=reason, fix="Export again") from error
+
+    def _run(
+        self, session: onnxruntime.InferenceSession, name: str, value: NDArray, shape: tuple[int, ...]
+    ) -> dict[str, NDArray[np.float32]]:
+        value = np.ascontiguousarray(value, dtype=np.float32)
+        if value.shape[1:] != shape or not len(value):
+            raise ArgumentError(
+                name,
+                rule=f"have shape (n, {', '.join(map(str, shape))}) with n at least 1",
+                got=value.shape,
+                fix="Apply the engine's pipeline first" if name == "image" else "Give one row a code",
+            )
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, {name: value}), strict=True))
+
+    def _self_test(self) -> None:
+        """Run the golden case."""
+        golden = self._bundle.golden()
+        found = {**self.encode(golden["image"]), "reconstruction": self.decode(golden["z"])}
+        for name, value in found.items():
+            difference = largest_difference(value, golden[name])
+            if not difference <= TOLERANCE:
+                raise BundleError(
+                    f"{self.path}: {name} of the golden case",
+                    rule=f"come out within {TOLERANCE:g} of the largest value",
+                    got=f"a difference of {difference:.1e}",
+                    fix="Check the ONNX Runtime version and provider, or export again",
+                )

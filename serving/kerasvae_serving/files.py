@@ -1,0 +1,138 @@
+"""From image files to a table of latents."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasvae.errors import ArgumentError, VolumeError
+from kerasvae.storage import atomic_path
+from kerasvae_serving.engine import Engine
+
+__all__ = ["encode_files", "find_images"]
+
+SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+AHEAD = 4
+"""Images read ahead of the encoder."""
+
+
+def encode_files(
+    engine: Engine,
+    inputs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    skip_bad: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, str]:
+    """Encode images and write a table with one row each.
+
+    Columns: ``file`` (as given), ``participant_id`` and ``session_id`` (from a BIDS name, else ``n/a``), then each
+    output of the encoder with its index, e.g. ``mean_0``. Separated by tabs, or by commas where `out` ends in .csv.
+
+    Args:
+        engine: With a pipeline.
+        inputs: Images, or folders that are searched for images.
+        out: The table; written when all is done, and what stood there before is kept until then.
+        skip_bad: Leave out images that cannot be used, instead of stopping at the first.
+        progress: Called with images done and images in all.
+
+    Returns:
+        Path of each image left out, and why.
+
+    Raises:
+        ArgumentError: If there is no image.
+        VolumeError: At the first image that cannot be used, or if none can.
+    """
+    files = find_images(inputs)
+    columns = ["file", "participant_id", "session_id"]
+    left_out: dict[str, str] = {}
+    rows = []
+    for done, (path, result) in enumerate(_encoded(engine, files), start=1):
+        if isinstance(result, VolumeError):
+            if not skip_bad:
+                raise result
+            left_out[str(path)] = str(result)
+        else:
+            rows.append({**_names(path), **_cells(result)})
+        if progress:
+            progress(done, len(files))
+    if not rows:
+        raise VolumeError(
+            "INPUT", rule="hold one usable image", got=f"none of {len(files)}", fix="See the reasons above"
+        )
+    with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        delimiter = "," if Path(out).suffix == ".csv" else "\t"
+        names = [*columns, *(name for name in rows[0] if name not in columns)]
+        writer = csv.DictWriter(stream, names, delimiter=delimiter, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return left_out
+
+
+def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Images among the inputs, and below those that are folders, each once, in order.
+
+    Raises:
+        ArgumentError: If an input does not exist, or there is no image.
+    """
+    found: dict[Path, None] = {}
+    given = [Path(entry) for entry in inputs]
+    for path in given:
+        if path.is_dir():
+            found |= dict.fromkeys(p for p in sorted(path.rglob("*")) if p.name.endswith(SUFFIXES) and p.is_file())
+        elif path.exists():
+            found[path] = None
+        else:
+            raise ArgumentError("INPUT", rule="exist", got=f"{path}, which does not", fix="Check the path")
+    if not found:
+        raise ArgumentError(
+            "INPUT",
+            rule=f"hold images ({', '.join(SUFFIXES)})",
+            got=f"none in {', '.join(map(str, given)) or 'nothing'}",
+            fix="Give image files, or a folder of them",
+        )
+    return list(found)
+
+
+def _encoded(
+    engine: Engine, files: Sequence[Path]
+) -> Iterator[tuple[Path, dict[str, NDArray[np.float32]] | VolumeError]]:
+    """The outputs or the error of each file, in order; a few files are read ahead in a second thread."""
+
+    def attempt(path: Path) -> NDArray[np.float32] | VolumeError:
+        try:
+            return engine.pipeline.apply(path)
+        except VolumeError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        rest = iter(files)
+        waiting = [(path, pool.submit(attempt, path)) for path in islice(rest, AHEAD)]
+        while waiting:
+            path, future = waiting.pop(0)
+            for following in islice(rest, 1):
+                waiting.append((following, pool.submit(attempt, following)))
+            volume = future.result()
+            if isinstance(volume, VolumeError):
+                yield path, volume
+            else:
+                yield path, {name: value[0] for name, value in engine.encode(volume[None]).items()}
+
+
+def _names(path: Path) -> dict[str, str]:
+    """File, person and session of an image."""
+    found = {key: re.search(rf"(?:^|_)({key}-[A-Za-z0-9]+)(?=_|\.)", path.name) for key in ("sub", "ses")}
+    person, session = (match.group(1) if match else "n/a" for match in found.values())
+    return {"file": str(path), "participant_id": person, "session_id": session}
+
+
+def _cells(outputs: dict[str, NDArray[np.float32]]) -> dict[str, str]:
+    return {f"{name}_{d}": f"{value:.9g}" for name, values in outputs.items() for d, value in enumerate(values)}

@@ -1,0 +1,267 @@
+"""From a run to a bundle to latents; and every check of `verify` is seen to fail on a bundle broken for it."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import onnx
+import pytest
+
+from kerasvae import load_recipe
+from kerasvae.bundle import file_hashes, read_bundle
+from kerasvae.errors import AlignmentError, ArgumentError, BundleError, VolumeError
+from kerasvae.training.train import train
+from kerasvae_export import export, export_run, verify
+from kerasvae_serving import Engine, encode_files
+from tests.conftest import BLOB_RECIPE, make_blob_cohort
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    recipe = folder / "blobs.toml"
+    recipe.write_text(BLOB_RECIPE.replace("check_alignment = false", "check_alignment = true"))
+    make_blob_cohort(folder / "cohort", 20)
+    return train(
+        load_recipe(recipe, ["training.epochs=2", "cohort.bad_images=skip"]), folder / "cohort", folder / "run"
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    return export_run(run, tmp_path_factory.mktemp("bundle") / "blobs", name="blobs", version=3)
+
+
+@pytest.fixture
+def bundle(exported, tmp_path):
+    """A copy to break."""
+    return Path(shutil.copytree(exported, tmp_path / "bundle"))
+
+
+def change_manifest(folder, change, rehash=True):
+    content = json.loads((folder / "manifest.json").read_text())
+    change(content)
+    if rehash:
+        content["sha256"] = file_hashes(folder)
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
+def failed(folder):
+    return [check.name for check in verify(folder) if check.ok is False]
+
+
+def test_bundle_holds_what_it_says(run, exported):
+    checks = verify(exported)
+    assert [check for check in checks if check.ok is not True] == []
+    bundle = read_bundle(exported)
+    manifest = bundle.manifest
+    assert (manifest.name, manifest.version) == ("blobs", 3)
+    assert manifest.pipeline_digest == run.pipeline.digest
+    assert [output.name for output in manifest.outputs] == ["mean", "stddev"]
+    assert manifest.metrics == run.metrics
+    assert manifest.cohort["people"] == run.split.counts()
+    assert manifest.reference.people == run.metrics["n_calibration"]
+    assert {"MODEL_CARD.md", "encoder.onnx", "decoder.onnx", "golden.npz", "saved_model/3/saved_model.pb"} <= set(
+        manifest.sha256
+    )
+    assert set(manifest.parity) == {
+        "onnx/mean", "onnx/stddev", "onnx/reconstruction", "saved_model/encode/mean", "saved_model/encode/stddev",
+        "saved_model/decode/reconstruct" "ion", "saved_model/reconstruct/reconstruction",
+    }  # fmt: skip
+    assert f"{run.metrics['explained_variance_pca']:.3f}" in (exported / "MODEL_CARD.md").read_text()
+
+
+def test_nothing_in_a_bundle_points_to_a_person(run, exported):
+    # the golden case is no training image, and neither names nor paths of people are in any file
+    assert read_bundle(exported).manifest.golden_distance > 0.2
+    everything = b"".join(path.read_bytes() for path in exported.rglob("*") if path.is_file())
+    assert b"sub-0" not in everything
+    assert str(run.path.parent).encode() not in everything
+
+
+def test_onnx_latents_of_files_are_keras_latents(run, exported, tmp_path):
+    files = [scan.path for scan in run.cohort.scans[:5]]
+    left_out = encode_files(Engine(exported), files, tmp_path / "latents.tsv")
+    assert left_out == {}
+    with (tmp_path / "latents.tsv").open() as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    expected = run.model.encode(np.stack([run.pipeline.apply(file) for file in files]))
+    for name in ("mean", "stddev"):
+        found = np.array([[float(row[f"{name}_{d}"]) for d in range(3)] for row in rows])
+        np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-5)
+    assert [row["participant_id"] for row in rows] == [scan.person for scan in run.cohort.scans[:5]]
+    assert rows[0]["session_id"] == "n/a"
+
+
+def test_engine_reconstructs_as_the_model(run, exported):
+    volumes = np.stack([run.pipeline.apply(scan.path) for scan in run.cohort.scans[:3]])
+    engine = Engine(exported)
+    np.testing.assert_allclose(engine.reconstruct(volumes), run.model.reconstruct(volumes), atol=1e-4)
+    with pytest.raises(ArgumentError, match="image must have shape"):
+        engine.encode(volumes[0])
+
+
+def test_saved_model_signatures_have_names(exported):
+    import tensorflow as tf
+
+    signatures = tf.saved_model.load(str(exported / "saved_model" / "3")).signatures
+    assert set(signatures) == {"encode", "decode", "reconstruct", "serving_default"}
+    assert set(signatures["serving_default"].structured_outputs) == {"mean", "stddev"}
+    assert set(signatures["decode"].structured_input_signature[1]) == {"z"}
+    assert signatures["encode"].structured_input_signature[1]["image"].shape[0] is None
+
+
+def test_an_altered_file_is_found_and_refused(bundle):
+    card = bundle / "MODEL_CARD.md"
+    card.write_text(card.read_text() + "trust me")
+    assert failed(bundle) == ["files"]
+    with pytest.raises(BundleError, match=r"MODEL_CARD\.md was changed"):
+        Engine(bundle)
+    (bundle / "decoder.onnx").unlink()
+    assert set(failed(bundle)) == {"files", "digests", "graphs", "ONNX parity"}
+    (bundle / "extra.bin").write_bytes(b"x")
+    assert "extra.bin is not in the manifest" in read_bundle(bundle, check=False).altered()
+
+
+def test_other_weights_are_found(bundle):
+    path = bundle / "encoder.onnx"
+    model = onnx.load(path)
+    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = onnx.numpy_helper.to_array(weights) * np.float32(1.01)
+    weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+    onnx.save(model, path)
+    change_manifest(bundle, lambda content: None)
+    assert failed(bundle) == ["ONNX parity"]
+    with pytest.raises(BundleError, match="golden case"):
+        Engine(bundle)
+
+
+def test_graph_of_another_model_is_found(bundle):
+    path = bundle / "decoder.onnx"
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"name": "blobs", "version": "3", "weights_digest": "0"})
+    onnx.save(model, path)
+    change_manifest(bundle, lambda content: None)
+    assert failed(bundle) == ["digests"]
+
+
+def test_sampling_in_the_graph_is_found(bundle):
+    path = bundle / "encoder.onnx"
+    model = onnx.load(path)
+    mean = next(node for node in model.graph.node if "mean" in node.output)
+    mean.output[list(mean.output).index("mean")] = "quiet"
+    noise = onnx.helper.make_node("RandomNormalLike", ["quiet"], ["noise"], scale=0.1)
+    model.graph.node.extend([noise, onnx.helper.make_node("Add", ["quiet", "noise"], ["mean"])])
+    onnx.save(model, path)
+    change_manifest(bundle, lambda content: None)
+    assert {"graphs", "ONNX parity", "batches", "determinism"} <= set(failed(bundle))
+
+
+def test_fixed_batch_is_found(bundle):
+    path = bundle / "encoder.onnx"
+    model = onnx.load(path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, path)
+    change_manifest(bundle, lambda content: None)
+    assert failed(bundle) == ["batches"]
+
+
+def test_other_preprocessing_is_found(bundle):
+    def smoother(content):
+        content["pipeline"]["smooth_fwhm_mm"] = 25.0
+        content["pipeline"]["intensity"] = {"kind": "percentile", "low": 1, "high": 90}
+
+    change_manifest(bundle, smoother)
+    assert failed(bundle) == ["digests", "preprocessing"]
+
+
+def test_damaged_saved_model_is_found(bundle):
+    data = next((bundle / "saved_model" / "3" / "variables").glob("variables.data*"))
+    content = bytearray(data.read_bytes())
+    content[: len(content) // 2] = bytes(len(content) // 2)
+    data.write_bytes(bytes(content))
+    change_manifest(bundle, lambda content: None)
+    assert failed(bundle) == ["SavedModel parity"]
+
+
+def test_schema_of_the_future(bundle):
+    def newer(content):
+        content["schema_version"] = "1.9"
+        content["an_addition"] = {"of": "a newer version"}
+
+    change_manifest(bundle, newer, rehash=False)
+    assert read_bundle(bundle).manifest.name == "blobs"
+    change_manifest(bundle, lambda content: content.update(schema_version="2.0"), rehash=False)
+    with pytest.raises(BundleError, match=r"schema_version 1\.x"):
+        read_bundle(bundle)
+
+
+def test_no_bundle_at_all(tmp_path, bundle):
+    with pytest.raises(BundleError, match="no such folder"):
+        read_bundle(tmp_path / "absent")
+    (bundle / "manifest.json").write_text('{"schema_version": "1.0", "name": "x"}')
+    with pytest.raises(BundleError, match=r"version of .* must be valid, but received field required"):
+        read_bundle(bundle)
+    (bundle / "manifest.json").write_text("{")
+    with pytest.raises(BundleError, match="readable JSON"):
+        read_bundle(bundle)
+
+
+def test_never_half_a_bundle(run, tmp_path, monkeypatch):
+    import kerasvae_export.write as write
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write, "write_onnx", full_disk)
+    with pytest.raises(Exception, match="No space left"):
+        export_run(run, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_in_use_and_odd_names_are_refused(run, tmp_path):
+    (tmp_path / "precious").write_text("x")
+    with pytest.raises(ArgumentError, match="new or empty"):
+        export_run(run, tmp_path)
+    for name in ("", "../up", "a b"):
+        with pytest.raises(ArgumentError, match="letters, digits"):
+            export_run(run, tmp_path / "new", name=name)
+    with pytest.raises(ArgumentError, match="1 or more"):
+        export(run.model, run.pipeline, tmp_path / "new", version=0)
+
+
+def test_a_memorised_person_is_not_published(run, tmp_path):
+    image = run.model.sample(1, seed=152)
+    golden = export(run.model, None, tmp_path / "free") and read_bundle(tmp_path / "free").golden()["image"]
+    np.testing.assert_allclose(golden, image, atol=1e-6)
+    others = np.stack([run.pipeline.apply(scan.path) for scan in run.cohort.scans[:4]])
+    with pytest.raises(BundleError, match="differ from every training image"):
+        export(run.model, None, tmp_path / "bundle", train_images=np.concatenate([others, golden]))
+
+
+def test_scans_that_do_not_fit_are_named(exported, run, tmp_path):
+    good = run.cohort.scans[0].path
+    image = nibabel.load(good)
+    shifted = tmp_path / "sub-99_T1w.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.roll(np.asarray(image.dataobj), 6, axis=1), image.affine), shifted)
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(good.read_bytes()[:500])
+    table = tmp_path / "latents.tsv"
+    table.write_text("as before")
+    with pytest.raises(VolumeError, match=r"broken\.nii\.gz"):
+        encode_files(Engine(exported), [good, broken], table)
+    assert table.read_text() == "as before"
+    left_out = encode_files(Engine(exported), [good, broken, good.parent], table, skip_bad=True)
+    assert list(left_out) == [str(broken)]
+    assert len(table.read_text().splitlines()) == 2
+    with pytest.raises(AlignmentError):
+        Engine(exported).encode_scan(shifted)
+    with pytest.raises(ArgumentError, match="exist"):
+        encode_files(Engine(exported), [tmp_path / "absent.nii"], table)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArgumentError, match="hold images"):
+        encode_files(Engine(exported), [tmp_path / "empty"], table)
