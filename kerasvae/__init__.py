@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from kerasvae.backend import require_tensorflow
+
 if TYPE_CHECKING:
     from kerasvae.data import Cohort, Split
     from kerasvae.data.simulate import simulate
@@ -43,6 +45,8 @@ _HOMES = {
     "train": "kerasvae.training.train",
 }
 
+_ON_KERAS = {"VAE", "train"} | {name for name, home in _HOMES.items() if home.endswith(("distributions", "networks"))}
+
 __all__ = [
     "VAE",
     "Cohort",
@@ -71,6 +75,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its home (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'kerasvae' has no attribute {name!r}")
+    if name in _ON_KERAS:
+        require_tensorflow()
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from kerasvae.backend import require_tensorflow
 from kerasvae.errors import KerasVAEError
 
 if TYPE_CHECKING:
@@ -56,6 +58,23 @@ def _bar() -> Iterator[Any]:
         yield report
 
 
+def _load_tensorflow() -> None:
+    """Import TensorFlow without the notes its libraries print on standard error; they are shown if it fails."""
+    require_tensorflow()
+    with tempfile.TemporaryFile() as notes:
+        kept = os.dup(2)
+        os.dup2(notes.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        except BaseException:
+            notes.seek(0)
+            os.write(kept, notes.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
 @app.command()
 def simulate(
     directory: Annotated[Path, typer.Argument(help="New folder for the BIDS derivative.")],
@@ -91,6 +110,7 @@ def train(
     from kerasvae.training.recipe import load_recipe
 
     chosen = load_recipe(recipe, set_ or [])
+    _load_tensorflow()
     from kerasvae.training.train import train as run_training
 
     try:
@@ -110,6 +130,7 @@ def train(
 @app.command()
 def evaluate(run: RunArgument, json_: JsonOption = False) -> None:
     """Compute the figures on the test people again. Example: `kerasvae evaluate run --json`."""
+    _load_tensorflow()
     from kerasvae.training.evaluate import evaluate as run_evaluation
     from kerasvae.training.run import load_run
 
@@ -136,17 +157,22 @@ def export(
     version: Annotated[int, typer.Option(min=1, help="Version of the model.")] = 1,
 ) -> None:
     """Export SavedModel, ONNX and manifest as one folder. Example: `kerasvae export run bundle --name brain`."""
-    from kerasvae_export import export_run
+    with err.status("Writing SavedModel and ONNX, and comparing them with the model …"):
+        _load_tensorflow()
+        from kerasvae_export import export_run
 
-    out.print(f"Bundle: {export_run(run, bundle, name=name, version=version)}")
+        path = export_run(run, bundle, name=name, version=version)
+    out.print(f"Bundle: {path}")
 
 
 @app.command()
 def verify(bundle: BundleArgument, json_: JsonOption = False) -> None:
     """Check a bundle: hashes, golden case, parity of engines and more. Example: `kerasvae verify bundle`."""
-    from kerasvae_export import verify as run_checks
+    with err.status("Running both engines on the golden case …"):
+        _load_tensorflow()
+        from kerasvae_export import verify as run_checks
 
-    checks = run_checks(bundle)
+        checks = run_checks(bundle)
     failed = [check for check in checks if check.ok is False]
     if json_:
         content = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks]
@@ -215,7 +241,9 @@ def _say_metrics(metrics: dict[str, Any]) -> None:
     ours, peer = metrics["explained_variance"], metrics["explained_variance_pca"]
     n, chance = metrics[f"n_{metrics['role']}"], metrics["identification_chance"]
     out.print(f"On {n} {metrics['role']} people, {metrics['latent_size']} latents (PCA with as many in brackets):")
-    out.print(f"  explained variance between people  {ours:.3f}  ({peer:.3f}: {'ours' if ours > peer else 'PCA'} is better)")
+    out.print(
+        f"  explained variance between people  {ours:.3f}  ({peer:.3f}: {'ours' if ours > peer else 'PCA'} is better)"
+    )
     out.print(
         f"  identification                     {metrics['identification']:.2f}   "
         f"({metrics['identification_pca']:.2f}; chance {chance:.2f})"

@@ -8,20 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
-from kerasvae.models.backend import require_tensorflow
-
-require_tensorflow()
-
-import keras  # noqa: E402
-import tensorflow as tf  # noqa: E402
-
-from kerasvae.distributions import NormalLikelihood, NormalPosterior, StandardNormalPrior  # noqa: E402
-from kerasvae.errors import ArgumentError, ModelError  # noqa: E402
-from kerasvae.models.guard import Fault, NonFiniteGuard  # noqa: E402
-from kerasvae.objectives import Terms, elbo_terms  # noqa: E402
+from kerasvae.distributions import NormalLikelihood, NormalPosterior, StandardNormalPrior
+from kerasvae.errors import ArgumentError, ModelError
+from kerasvae.models.guard import Fault, NonFiniteGuard
+from kerasvae.objectives import Terms, elbo_terms
 
 REPORTED = ("elbo", "log_likelihood", "kl")
 

@@ -1,0 +1,114 @@
+"""The command line as a user meets it: help, exit status, one sentence for a mistake, JSON where a machine reads."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import BLOB_RECIPE, make_blob_cohort
+
+COMMANDS = ("simulate", "train", "evaluate", "report", "export", "verify", "encode", "demo")
+
+
+def kerasvae(*arguments, cwd=None):
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    call = [sys.executable, "-m", "kerasvae.cli", *map(str, arguments)]
+    return subprocess.run(call, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """The main job on a small cohort, by commands alone."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "blobs.toml").write_text(BLOB_RECIPE)
+    make_blob_cohort(folder / "cohort", 20)
+    outcomes = {
+        "train": kerasvae(
+            "train", "blobs.toml", "--data", "cohort", "--out", "run", "--set", "training.epochs=2", cwd=folder
+        ),
+        "evaluate": kerasvae("evaluate", "run", "--json", cwd=folder),
+        "report": kerasvae("report", "run", cwd=folder),
+        "export": kerasvae("export", "run", "bundle", "--name", "blobs", cwd=folder),
+        "verify": kerasvae("verify", "bundle", "--json", cwd=folder),
+        "encode": kerasvae("encode", "bundle", "cohort/sub-03", "cohort/sub-04", "--out", "latents.tsv", cwd=folder),
+    }
+    return folder, outcomes
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "report", "export", "verify", "encode"])
+def test_each_step_succeeds_and_says_where_its_result_is(job, command):
+    folder, outcomes = job
+    done = outcomes[command]
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "cudart_stub" not in done.stderr  # TensorFlow's notes are not for users
+    expected = {"train": "report.html", "report": "report.html", "export": "bundle", "encode": "latents.tsv"}
+    assert expected.get(command, "") in done.stdout
+    assert (folder / "run" / "report.html").is_file()
+
+
+def test_json_is_all_that_is_printed(job):
+    folder, outcomes = job
+    metrics = json.loads(outcomes["evaluate"].stdout)
+    assert metrics == json.loads((folder / "run" / "metrics.json").read_text())
+    checks = json.loads(outcomes["verify"].stdout)
+    assert checks["ok"] is True
+    assert len(checks["checks"]) == 8
+
+
+def test_latents_of_the_scans_that_were_given(job):
+    folder, _ = job
+    rows = [line.split("\t") for line in (folder / "latents.tsv").read_text().splitlines()]
+    assert rows[0] == [
+        "file", "participant_id", "session_id", "mean_0", "mean_1", "mean_2", "stddev_0", "stddev_1", "stddev_2",
+    ]  # fmt: skip
+    assert [row[1] for row in rows[1:]] == ["sub-03", "sub-04"]
+
+
+def test_verify_fails_with_status_1_on_a_damaged_bundle(job):
+    folder, _ = job
+    card = folder / "bundle" / "MODEL_CARD.md"
+    content = card.read_text()
+    card.write_text("other")
+    try:
+        done = kerasvae("verify", "bundle", cwd=folder)
+    finally:
+        card.write_text(content)
+    assert done.returncode == 1
+    assert "FAILED  files: MODEL_CARD.md was changed" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command):
+    done = kerasvae(command, "--help")
+    assert done.returncode == 0
+    assert f"kerasvae {command}" in done.stdout.split("Example:")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        (("train", "t1-4m", "--data", "x", "--out", "y"), 2, "Did you mean 't1-4mm'?"),
+        (
+            ("train", "demo", "--data", "x", "--out", "y", "--set", "model.latent_sise=3"),
+            2,
+            "Did you mean 'latent_size'?",
+        ),
+        (("train", "demo", "--data", "absent", "--out", "run"), 1, "absent"),
+        (("evaluate", "absent"), 1, "absent must be a run folder"),
+        (("verify", "absent"), 1, "absent must be a bundle"),
+        (("encode", "absent", "scan.nii"), 1, "absent must be a bundle"),
+        (("simulate", "cohort"), 2, "people"),
+        (("simulate", "cohort", "--people", "0"), 2, "people"),
+        (("demo",), 2, "out"),
+        (("nonsense",), 2, "nonsense"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_a_status(tmp_path, arguments, status, sentence):
+    done = kerasvae(*arguments, cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "metrics.json").exists()
