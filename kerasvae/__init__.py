@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kerasvae.data.simulate import simulate
     from kerasvae.distributions import NormalLikelihood, NormalPosterior, StandardNormalPrior
     from kerasvae.models import VAE
-    from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, linear_start
+    from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, fit_core, linear_start
     from kerasvae.preprocess import Pipeline, fit_pipeline
     from kerasvae.training.recipe import Recipe, load_recipe
     from kerasvae.training.run import Run, load_run
@@ -35,6 +35,7 @@ _HOMES = {
     "conv_encoder": "kerasvae.networks",
     "dense_decoder": "kerasvae.networks",
     "dense_encoder": "kerasvae.networks",
+    "fit_core": "kerasvae.networks",
     "linear_start": "kerasvae.networks",
     "Pipeline": "kerasvae.preprocess",
     "fit_pipeline": "kerasvae.preprocess",
@@ -62,6 +63,7 @@ __all__ = [
     "conv_encoder",
     "dense_decoder",
     "dense_encoder",
+    "fit_core",
     "fit_pipeline",
     "linear_start",
     "load_recipe",

@@ -211,8 +211,7 @@ def _ranked(values: NDArray[np.float64]) -> tuple[float, ...]:
 
 
 def _images(run: Run, role: str) -> NDArray[np.float32] | None:
-    people = set(run.split.people(role))
-    scans = [scan for scan in run.cohort.scans if scan.person in people]
+    scans = run.cohort.scans_of(run.split, role)
     return run.store.load(scans) if scans else None
 
 

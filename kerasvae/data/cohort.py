@@ -90,6 +90,10 @@ class Cohort:
             )
         return [float(levels.index(cell)) for cell in cells]
 
+    def scans_of(self, split: Split, *roles: str) -> list[Scan]:
+        """The scans of the people who have one of these roles, in order."""
+        return [scan for scan in self.scans if split.roles[scan.person] in roles]
+
     def without(self, reasons: Mapping[str, str]) -> Cohort:
         """The cohort less the named scans (`Scan.name`), which are kept in `excluded` with the reason."""
         kept = tuple(scan for scan in self.scans if scan.name not in reasons)

@@ -37,8 +37,7 @@ class _Images:
 
     @classmethod
     def of(cls, run: Run, *roles: str) -> _Images:
-        people = set(run.split.people(*roles))
-        scans = [scan for scan in run.cohort.scans if scan.person in people]
+        scans = run.cohort.scans_of(run.split, *roles)
         return cls(scans, run.store.load(scans)) if scans else cls([], np.zeros((0, *run.pipeline.grid.shape), "f4"))
 
 

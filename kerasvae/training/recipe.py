@@ -50,7 +50,7 @@ class PipelineSection(Section):
     intensity: Intensity = Field(..., description="normalisation")
     mask: Literal["signal", "mean", "none"] = Field("signal", description="rule of the group mask")
     modality: str = Field("T1w", description="what the images measure")
-    skull_stripped: bool = True
+    skull_stripped: bool = Field(True, description="whether everything but the brain was removed")
     registration: str = Field("affine to MNI152", description="what brought the images into the space")
     check_alignment: bool = Field(True, description="refuse scans that are plainly not aligned")
 
@@ -58,13 +58,13 @@ class PipelineSection(Section):
 class SplitSection(Section):
     """`[split]`: shares of the people."""
 
-    train: Fraction = 0.6
-    validation: Fraction = 0.1
-    calibration: Fraction = 0.1
-    test: Fraction = 0.2
+    train: Fraction = Field(0.6, description="share of the people who fit weights")
+    validation: Fraction = Field(0.1, description="of those who decide: early stopping, every choice")
+    calibration: Fraction = Field(0.1, description="of those who set scales and percentiles")
+    test: Fraction = Field(0.2, description="of those who are read once and reported")
     stratify: tuple[str, ...] = Field((), description="covariates to balance over the roles")
     column: str = Field("", description="column of the table that holds each scan's role")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="seed of the draw")
 
     def fractions(self) -> dict[str, float]:
         """Role to share."""
@@ -74,27 +74,29 @@ class SplitSection(Section):
 class ModelSection(Section):
     """`[model]`: networks and distributions."""
 
-    latent_size: int = Field(32, ge=1)
-    network: Literal["conv", "dense"] = "conv"
-    filters: tuple[Annotated[int, Field(ge=1)], ...] = (16, 32, 64)
-    norm: Literal["group", "none"] = "group"
-    dropout: float = Field(0.0, ge=0, lt=1)
+    latent_size: int = Field(32, ge=1, description="number of latent dimensions")
+    network: Literal["conv", "dense"] = Field("conv", description="kind of encoder and decoder: conv or dense")
+    filters: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (16, 32, 64), description="channels of each level of conv; each level halves the axes"
+    )
+    norm: Literal["group", "none"] = Field("group", description="normalisation: group or none")
+    dropout: float = Field(0.0, ge=0, lt=1, description="rate before the last layer of the encoder")
     start: Literal["linear", "random"] = Field("linear", description="probabilistic PCA as linear core, or nothing")
-    scale: Literal["optimal", "fixed"] = Field("optimal", description="scale of the normal likelihood")
+    scale: Literal["optimal", "fixed"] = Field("optimal", description="scale of the likelihood: optimal or fixed")
     stddev: float = Field(1.0, gt=0, description="the scale where it is fixed")
 
 
 class TrainingSection(Section):
     """`[training]`: the loop."""
 
-    epochs: int = Field(60, ge=1)
-    batch_size: int = Field(8, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
-    beta: float = Field(1.0, ge=0)
+    epochs: int = Field(60, ge=1, description="passes over the training people, at most")
+    batch_size: int = Field(8, ge=1, description="scans a step")
+    learning_rate: float = Field(1e-4, gt=0, description="of Adam")
+    beta: float = Field(1.0, ge=0, description="weight of the KL; 1 is the ELBO")
     warm_up: Fraction = Field(0.0, description="fraction of the steps over which beta rises from 0")
     patience: int = Field(10, ge=1, description="epochs without a better validation ELBO before training stops")
-    seed: int = Field(0, ge=0)
-    deterministic: bool = True
+    seed: int = Field(0, ge=0, description="of weights, order and draws")
+    deterministic: bool = Field(True, description="same machine, same versions: same result, bit for bit")
 
 
 class Recipe(Section):

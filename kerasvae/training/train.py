@@ -21,8 +21,7 @@ from kerasvae.data.dataset import evaluation_dataset, steps_per_epoch, training_
 from kerasvae.distributions import NormalLikelihood
 from kerasvae.errors import RunError
 from kerasvae.models import VAE
-from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, linear_start
-from kerasvae.networks.linear import fit_core
+from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, fit_core, linear_start
 from kerasvae.preprocess import Pipeline, fit_pipeline, grid_of
 from kerasvae.storage import atomic_path
 from kerasvae.training.callbacks import Checkpoint, EpochProgress, HeldOutMetrics

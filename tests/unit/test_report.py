@@ -1,0 +1,362 @@
+"""The page that a run folder becomes: complete, self-contained, safe, and made without TensorFlow."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from kerasvae import load_recipe
+from kerasvae.analysis.contents import age_of, figures_of, groups_of, read_examples, without_folders
+from kerasvae.analysis.figures import kl_bars, latent_scatter, learning_curves, to_svg
+from kerasvae.analysis.panel import Examples, axial_levels, montage, person_panel
+from kerasvae.analysis.report import write_report
+from kerasvae.errors import RunError
+
+ROLES = ["train"] * 6 + ["validation"] * 2 + ["calibration"] * 2 + ["test"] * 4
+SHOWN = 2
+KL = [3.0, 0.0, 5.0]
+RECIPE = """
+name = "synthetic"
+[pipeline]
+grid = "/home/someone/templates/mine.nii.gz"
+intensity = { kind = "zscore" }
+[model]
+latent_size = 3
+[training]
+epochs = 3
+"""
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def make_run(folder, *, names=None, roles=ROLES, ages=True, shape=(9, 11, 7), metrics=None):
+    """A small run folder, written by hand."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    names = names or [f"sub-{index:02d}" for index in range(len(roles))]
+    (folder / "recipe.toml").write_text(RECIPE)
+    (folder / "run.json").write_text(json.dumps({"data": "/home/someone/study"}))
+    (folder / "pipeline.json").write_text(
+        json.dumps({"grid": {"shape": shape, "affine": np.eye(4).tolist(), "space": "MNI"}})
+    )
+    environment = {
+        "versions": {"kerasvae": "0.1.0", "tensorflow": "2.21.0"}, "python": "3.11.7", "platform": "Linux", "seed": 0,
+        "devices": ["CPU"], "command": "kerasvae train t.toml --data d --out r", "date": "2026-01-02T03:04:05+00:00",
+    }  # fmt: skip
+    (folder / "environment.json").write_text(json.dumps(environment))
+    covariates = ["age", "sex"] if ages else []
+    lines = ["\t".join(["participant_id", "session_id", "role", *covariates, "reason", "path"])]
+    for index, (name, role) in enumerate(zip(names, roles, strict=True)):
+        cells = [["31.5", "n/a"][index == 3], "MF"[index % 2]] if ages else []
+        lines.append("\t".join([name, "", role, *cells, "", f"/home/someone/study/{name}_T1w.nii.gz"]))
+    path = "/home/someone/study/sub-99_T1w.nii.gz"
+    reason = f"{path} must be a 3-D image, but received 4 dimensions"
+    lines.append("\t".join(["sub-99", "ses-1", "excluded", *(["40", "F"] if ages else []), reason, path]))
+    (folder / "scans.tsv").write_text("\n".join(lines) + "\n")
+    columns = (
+        "epoch,val_elbo,val_kl,val_calibrated_elbo,val_explained_variance,val_identification,val_active_units,elbo,kl"
+    )
+    rows = ["0,-900,2,-800,0.1,0.5,1,,", "1,-800,7,-600,0.3,1,2,-700,8", "2,-700,8,-500.5,0.4,1,2,-600,9",
+            "3,-710,8,-501,0.4,1,2,-590,9"]  # fmt: skip
+    (folder / "history.csv").write_text("\n".join([f"{columns},val_active_units,elbo,kl", *rows]) + "\n")
+    figures = {
+        "role": "test", "explained_variance": 0.3711, "explained_variance_pca": 0.4422, "identification": 1.0,
+        "identification_pca": 0.75, "identification_chance": 0.25, "variance_ratio": 0.5, "variance_ratio_pca": 0.6,
+        "active_units": 2, "mutual_information": 1.2, "kl_nats": 8.0, "kl_per_dimension": KL, "elbo_nats": -1630.97,
+        "elbo_nats_per_voxel": -0.05, "beta": 1.0, "sigma": 0.25, "n_voxels": 300, "latent_size": 3, "seconds": 42.0,
+        **{f"n_{role}": roles.count(role) for role in ("train", "validation", "calibration", "test")},
+        **(metrics or {}),
+    }  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(figures))
+    latents = ["participant_id\tsession_id\trole\tmean_0\tmean_1\tmean_2"]
+    for name, role in zip(names, roles, strict=True):
+        latents.append(f"{name}\tn/a\t{role}\t{rng.standard_normal():.4f}\t0\t{rng.standard_normal():.4f}")
+    (folder / "latents.tsv").write_text("\n".join(latents) + "\n")
+    held_out = [name for name, role in zip(names, roles, strict=True) if role == figures["role"]][-SHOWN:]
+    mask = np.zeros(shape, bool)
+    mask[1:-1, 1:-1] = True
+    images = rng.standard_normal((3, len(held_out), *shape)).astype("f4")
+    np.savez_compressed(
+        folder / "examples.npz", participant_id=np.array(held_out), image=images[0], reconstruction=images[1] / 2,
+        pca=images[2] / 2, mean_image=np.zeros(shape, "f4"), mask=mask, affine=np.diag([2.0, 2.0, 3.0, 1.0]),
+    )  # fmt: skip
+    return folder
+
+
+def page_of(folder):
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = make_run(tmp_path_factory.mktemp("runs") / "run")
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(source):
+    return Page(source)
+
+
+def test_page_needs_nothing_from_outside_and_runs_nothing(source, page):
+    assert not re.search(r"https?://", source)
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form"})
+    for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "xlink:href"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,"))
+    assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)]*)\)", source))
+    assert "default-src 'none'" in source
+
+
+def test_page_is_accessible(page):
+    assert page.all("html") == [{"lang": "en"}]
+    assert "synthetic" in page.text
+    assert len(page.all("title")) == len(page.all("h1")) == 1
+    assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
+    drawings = page.all("svg")
+    assert len(drawings) == 4 + SHOWN  # ages, curves, KL, map; people
+    assert all(attributes["role"] == "img" and len(attributes["aria-label"]) > 20 for attributes in drawings)
+    assert all(attributes.get("alt") for attributes in page.all("img"))
+
+
+def test_ids_are_unique_and_references_meet_them(source, page):
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    references = [
+        a[name][1:] for _, a in page.tags for name in ("href", "xlink:href") if a.get(name, "").startswith("#")
+    ]
+    references += re.findall(r"url\(#([^)]*)\)", source)
+    references += [word for _, a in page.tags for word in a.get("aria-labelledby", "").split()]
+    assert references
+    assert set(references) <= set(ids)
+
+
+def test_order_and_content(page):
+    titles = ["Verdict", "Figures", "Cohort", "Learning", "Mean-brain panel", "Latents", "How to reproduce"]
+    body = page.text[page.text.index("PCA won") - 200 :]
+    places = [body.index(title) for title in titles]
+    assert places == sorted(places)
+    for words in (
+        "0.371", "0.442*", "1.000*", "chance 0.250", "−1631.0", "epoch 2, whose weights were kept", "42 seconds",
+        "kerasvae train t.toml", "tensorflow 2.21.0", "latent_size = 3", "neurological",
+    ):  # fmt: skip
+        assert words in page.text, words
+    assert page.text.index("PCA won") < page.text.index("What it is")
+
+
+def test_people_paths_are_not_told(source, page):
+    assert "/home/someone" not in source
+    assert "sub-99_T1w.nii.gz must be a 3-D image" in page.text
+    assert 'grid = "mine.nii.gz"' in page.text
+
+
+def test_names_are_text_and_never_markup(tmp_path):
+    evil = ["<script>alert(1)</script> $\\frac{1}$ & <b>", '"><img src=x onerror=alert(1)></svg><script>']
+    names = [f"sub-{index}" for index in range(12)] + evil
+    folder = make_run(tmp_path / "run", names=names)
+    recipe = (folder / "recipe.toml").read_text().replace('"synthetic"', '"<script>alert(2)</script>"')
+    (folder / "recipe.toml").write_text(recipe)
+    scans = (folder / "scans.tsv").read_text().replace("4 dimensions", "<iframe src=x>").replace("ses-1", "<i>1</i>")
+    (folder / "scans.tsv").write_text(scans)
+    environment = json.loads((folder / "environment.json").read_text())
+    environment |= {"command": "kerasvae train <script>", "devices": ["<u>"], "versions": {"<s>": "</pre><em>"}}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    page = page_of(folder)
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "img", "iframe", "b", "i", "u", "s", "em"})
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    for name in evil:
+        assert name in page.text
+    assert any(evil[1] in attributes["aria-label"] for attributes in page.all("svg"))
+
+
+def test_no_tensorflow_and_no_pyplot(tmp_path):
+    folder = make_run(tmp_path / "run")
+    code = (
+        "import sys\n"
+        "for name in ('tensorflow', 'keras', 'tensorflow_probability', 'tf_keras'): sys.modules[name] = None\n"
+        "from kerasvae.analysis.report import write_report\n"
+        f"write_report({str(folder)!r})\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_without_covariates_calibration_or_test_people(tmp_path):
+    roles = ["train"] * 6 + ["validation"] * 3
+    metrics = {"role": "validation", "identification_chance": 1 / 3}
+    page = page_of(make_run(tmp_path / "run", roles=roles, ages=False, metrics=metrics))
+    assert "There are no test people" in page.text
+    assert "no calibration people" in page.text
+    assert "has no ages" in page.text
+    assert "nobody has this role" in page.text
+
+
+@pytest.mark.parametrize("shape", [(9, 11, 1), (1, 1, 1), (3, 4, 2)])
+def test_few_slices_and_two_people(tmp_path, shape):
+    metrics = {"identification_chance": 0.5, "variance_ratio": float("nan")}
+    folder = make_run(tmp_path / "run", roles=["train"] * 2 + ["test"] * 2, shape=shape, metrics=metrics)
+    with np.load(folder / "examples.npz") as content:
+        arrays = dict(content)
+    np.savez_compressed(folder / "examples.npz", **{**arrays, "mask": np.ones(shape, bool)})
+    page = page_of(folder)
+    assert len(page.all("svg")) == 4 + 2
+    assert "too few" in page.text
+
+
+def test_page_says_what_cannot_be_shown(tmp_path):
+    folder = make_run(tmp_path / "run")
+    missing = {
+        "examples.npz": "No three-dimensional examples", "history.csv": "no history", "latents.tsv": "no two latent",
+        "environment.json": "started from Python", "pipeline.json": "Duration", "run.json": "Duration",
+    }  # fmt: skip
+    for name in missing:
+        (folder / name).unlink()
+    page = page_of(folder)
+    for words in missing.values():
+        assert words in page.text
+
+
+def test_two_dimensional_examples_are_left_out(tmp_path):
+    folder = make_run(tmp_path / "run")
+    with np.load(folder / "examples.npz") as content:
+        arrays = {name: value[..., 0] if value.ndim == 4 else value for name, value in content.items()}
+    np.savez_compressed(folder / "examples.npz", **arrays)
+    assert read_examples(folder / "examples.npz") is None
+
+
+def test_unfinished_run_is_refused_and_the_old_page_stands(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "report.html").write_text("the old page")
+    (folder / "metrics.json").unlink()
+    with pytest.raises(RunError, match=r"metrics\.json"):
+        write_report(folder)
+    assert (folder / "report.html").read_text() == "the old page"
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_page_is_the_same_when_written_again(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert write_report(folder).read_bytes() == write_report(folder).read_bytes()
+
+
+def test_slices_show_left_on_the_left_and_front_on_top():
+    mask, volume = np.ones((4, 6, 3), bool), np.zeros((4, 6, 3))
+    volume[0, 5, 1] = 1  # left, front
+    shown = montage(volume, mask, [1])
+    row, column = np.argwhere(shown == 1)[0]
+    assert column == 0
+    assert row == shown.shape[0] - 1  # drawn with the origin below
+
+
+def test_slices_lie_in_the_mask():
+    mask = np.zeros((5, 5, 30), bool)
+    mask[:, :, 10:21] = True
+    assert axial_levels(mask) == [13, 15, 18]
+
+
+def test_panel_has_one_scale_and_true_proportions():
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((2, 6, 8, 5)).astype("f4")
+    mean = np.zeros((6, 8, 5), "f4")
+    examples = Examples(
+        ["a", "b"], image, image.copy(), image * 0, mean, np.ones((6, 8, 5), bool), np.diag([2.0, 3.0, 4.0, 1.0])
+    )
+    assert examples.explained(0, examples.reconstruction) == pytest.approx(1)
+    assert examples.explained(0, examples.pca) == pytest.approx(0)
+    drawn = [[axes.images[0] for axes in person_panel(examples, person).axes if axes.images] for person in (0, 1)]
+    assert len(drawn[0]) == 7
+    for first, second in zip(*drawn, strict=True):
+        assert first.get_clim() == second.get_clim()
+        assert first.axes.get_aspect() == pytest.approx(1.5)
+    assert len({shown.get_clim() for shown in drawn[0][:4]}) == len({shown.get_clim() for shown in drawn[0][4:]}) == 1
+
+
+def test_inactive_dimensions_are_told_apart_by_hatching():
+    hatches = [bar.get_hatch() for bar in kl_bars(KL, [True, False, True]).axes[0].patches]
+    assert sorted(map(bool, hatches)) == [False, False, True]
+
+
+def test_best_epoch_is_marked():
+    history = [{"epoch": float(e), "val_calibrated_elbo": -abs(e - 2.0)} for e in range(4)]
+    figure = learning_curves(history, 2, latent_size=3, chance=0.5, whose="validation")
+    for axes in figure.axes:
+        assert any(list(line.get_xdata()) == [2.0, 2.0] for line in axes.lines)
+
+
+def test_scatter_with_some_ages_unknown():
+    points, ages = np.arange(8.0).reshape(4, 2), np.array([20.0, np.nan, 40.0, 60.0])
+    figure = latent_scatter(points, ["train", "train", "test", "test"], ages, ("a", "b"))
+    drawn = [offset for points in figure.axes[0].collections for offset in np.asarray(points.get_offsets()).tolist()]
+    assert sorted(drawn) == points.tolist()
+
+
+def test_alternative_text_is_escaped():
+    svg = to_svg(lambda: kl_bars(KL, None), "kl", 'a "quoted" <b>')
+    assert Page(str(svg)).tags[0][1]["aria-label"] == 'a "quoted" <b>'
+
+
+def test_better_figure_is_marked_and_variance_ratio_is_not_a_contest():
+    names = ("explained_variance", "variance_ratio", "identification")
+    metrics = {"role": "test", **dict.fromkeys(names, 0.3), **{f"{name}_pca": 0.4 for name in names[:2]}}
+    rows = {row.name: row for row in figures_of({**metrics, "identification_pca": 0.3})}
+    assert rows["Explained variance between people"].better == "pca"
+    assert rows["Identification"].better == rows["Variance ratio"].better == ""
+
+
+def test_people_with_several_scans_count_once():
+    scans = [
+        {"participant_id": "a", "role": "train", "AGE": "20", "Gender": "F"},
+        {"participant_id": "a", "role": "train", "AGE": "30", "Gender": "F"},
+        {"participant_id": "b", "role": "train", "AGE": "40", "Gender": "n/a"},
+    ]
+    train = groups_of(scans)[0]
+    assert (train.people, train.scans) == (2, 3)
+    assert train.age.startswith("30.0")
+    assert train.sex == "1 F, 1 unknown"
+    assert np.isnan(age_of({"age": "unknown"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/a/b/c.nii must be", "c.nii must be"),
+        ("C:\\data\\x\\c.nii is", "c.nii is"),
+        ("('/a/b.nii')", "('b.nii')"),
+        ("M/F = 1/2", "M/F = 1/2"),
+    ],
+)
+def test_folders_are_cut(text, expected):
+    assert without_folders(text) == expected
+
+
+def test_fixture_recipe_is_one_that_recipes_allow(tmp_path):
+    assert load_recipe(make_run(tmp_path / "run") / "recipe.toml").name == "synthetic"
