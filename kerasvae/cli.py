@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from kerasvae.backend import require_tensorflow
 from kerasvae.errors import KerasVAEError
@@ -35,8 +36,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="From a folder of brain images to a deployable encoder that you can trust.",
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# without markup: a path may hold brackets
+out = Console(highlight=False, soft_wrap=True, markup=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `kerasvae train` wrote.")]
@@ -179,8 +181,8 @@ def verify(bundle: BundleArgument, json_: JsonOption = False) -> None:
         sys.stdout.write(json.dumps({"bundle": str(bundle), "ok": not failed, "checks": content}) + "\n")
     else:
         for check in checks:
-            mark = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "[yellow]not run[/]"}[check.ok]
-            out.print(f"{mark}  {check.name}: {check.detail}")
+            mark, colour = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("not run", "yellow")}[check.ok]
+            _say(out, mark, colour, f"  {check.name}: {check.detail}")
     if failed:
         raise typer.Exit(1)
 
@@ -201,7 +203,7 @@ def encode(
             engine, inputs, out_, skip_bad=skip_bad, progress=lambda done, total: bar("encode", done, total)
         )
     for path, reason in left_out.items():
-        err.print(f"[yellow]Left out[/] {path}: {reason}")
+        _say(err, "Left out", "yellow", f" {path}: {reason}")
     out.print(f"Latents: {out_}")
 
 
@@ -228,6 +230,11 @@ def demo(
         f"\nOpen {run / 'report.html'} first. Figures: {run / 'metrics.json'}. To deploy: {bundle}. "
         f"Latents of four new people, by ONNX Runtime: {latents}."
     )
+
+
+def _say(console: Console, word: str, colour: str, text: str) -> None:
+    """One line that begins with a coloured word."""
+    console.print(Text.assemble((word, colour), text))
 
 
 def _report(run: Run) -> Path:
@@ -260,14 +267,15 @@ def main() -> None:
     try:
         app()
     except KerasVAEError as error:
-        err.print(f"[red]Error:[/] {error}", markup=True)
+        _say(err, "Error:", "red", f" {error}")
         raise SystemExit(error.exit_code) from None
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         extra = {"tensorflow": "train", "keras": "train", "bids": "train", "tf2onnx": "export", "onnxruntime": "serve"}
         if missing not in extra:
             raise
-        err.print(f"[red]Error:[/] this command needs {missing}. Install it: pip install 'kerasvae[{extra[missing]}]'")
+        needed = f"pip install 'kerasvae[{extra[missing]}]'"
+        _say(err, "Error:", "red", f" this command needs {missing}. Install it: {needed}")
         raise SystemExit(1) from None
 
 

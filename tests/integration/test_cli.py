@@ -112,3 +112,26 @@ def test_a_mistake_is_one_sentence_and_a_status(tmp_path, arguments, status, sen
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_brackets_in_messages_survive(tmp_path):
+    done = kerasvae("evaluate", "run[red]x", cwd=tmp_path)
+    assert "run[red]x must be a run folder" in done.stderr
+
+
+def test_a_missing_extra_is_named(tmp_path):
+    hide = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'tensorflow':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from kerasvae.cli import main\n"
+        "sys.argv = ['kerasvae', 'train', 'demo', '--data', 'x', '--out', 'y']\n"
+        "main()\n"
+    )
+    call = [sys.executable, "-c", hide]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "pip install 'kerasvae[train]'" in done.stderr

@@ -85,6 +85,13 @@ def test_wrong_variation_is_not_called_the_trap():
     assert "trap" not in finding.text
 
 
+def test_one_image_far_from_the_mean_brain_is_not_called_the_trap():
+    finding = of("mean_brain", changed(explained_variance=-5.6, variance_ratio=0.004))
+    assert finding.level == "problem"
+    assert "worse than the mean brain" in finding.text
+    assert "trap" not in finding.text
+
+
 def test_small_variation_alone_is_a_warning():
     assert of("mean_brain", changed(variance_ratio=0.02)).level == "warning"
 

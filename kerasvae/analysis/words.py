@@ -1,0 +1,43 @@
+"""Numbers as a reader expects them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["DASH", "count", "duration", "number"]
+
+DASH = "–"
+"""What stands where there is no number."""
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number as text, with a proper minus sign; a dash where it is missing or not defined.
+
+    >>> number(-0.1234), number(float("nan")), number(1630.97, 0)
+    ('−0.123', '–', '1631')
+    """
+    if value is None or not math.isfinite(float(value)):
+        return DASH
+    text = f"{float(value):.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("-")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as text, in minutes from two minutes on.
+
+    >>> duration(24.9), duration(600)
+    ('25 seconds', '10.0 minutes')
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return "unknown"
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+
+
+def count(n: int, one: str, many: str = "") -> str:
+    """A number with its noun.
+
+    >>> count(1, "person", "people"), count(2, "warning")
+    ('1 person', '2 warnings')
+    """
+    return f"{n} {one if n == 1 else many or one + 's'}"
