@@ -1,4 +1,4 @@
-"""The README is true: its Python runs, its commands exist, its links lead somewhere; so do those of the other guides."""
+"""The README is true: its Python runs, its commands exist, its links lead somewhere; so are the other guides."""
 
 import os
 import re

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +31,20 @@ _SEEDS: dict[str, tuple[tuple[float, float, float], ...]] = {
     "frontal": (
         (10, 60, 0), (30, 52, 5), (8, 50, 30), (30, 38, 35), (44, 25, 20), (48, 8, 32), (10, 20, 55), (28, 8, 55),
         (25, 35, -15), (45, 30, -5), (8, 35, -20), (8, -8, 65), (38, -12, 55), (36, 8, 0),
-    ),  # fmt: skip
-    "parietal": ((10, -35, 65), (40, -30, 52), (55, -25, 35), (25, -58, 58), (45, -52, 45), (8, -58, 42), (55, -42, 25)),
-    "temporal": ((48, 12, -25), (58, -8, -12), (60, -32, -5), (55, -18, 5), (48, -30, -25), (55, -52, 0), (35, -40, -20)),
-    "occipital": ((10, -75, 8), (10, -92, 10), (28, -85, 22), (38, -78, -5), (20, -92, -8), (10, -75, -8), (12, -80, 30)),
+    ),
+    "parietal": (
+        (10, -35, 65), (40, -30, 52), (55, -25, 35), (25, -58, 58), (45, -52, 45), (8, -58, 42), (55, -42, 25),
+    ),
+    "temporal": (
+        (48, 12, -25), (58, -8, -12), (60, -32, -5), (55, -18, 5), (48, -30, -25), (55, -52, 0), (35, -40, -20),
+    ),
+    "occipital": (
+        (10, -75, 8), (10, -92, 10), (28, -85, 22), (38, -78, -5), (20, -92, -8), (10, -75, -8), (12, -80, 30),
+    ),
     "limbic": ((7, 38, 12), (7, 15, 35), (7, -15, 40), (7, -45, 25), (24, -8, -28), (25, -30, -18)),
     "deep": ((12, -18, 8), (26, 2, 2), (13, 12, 10), (8, -18, -10), (5, -30, -35), (27, -12, 20), (27, 25, 15)),
     "cerebellum": ((10, -60, -20), (25, -60, -30), (40, -62, -40), (15, -55, -48), (5, -75, -28), (40, -50, -32)),
-}
+}  # fmt: skip
 REGIONS = tuple(_SEEDS)
 """Names of the regions that atrophy at their own rates."""
 
@@ -152,7 +159,11 @@ def _ventricles(t1: Array, inside: Mask) -> Array:
     labels, _ = ndimage.label(dark)
     core = np.zeros(SOURCE.shape, dtype=bool)
     for side in (-1, 1):
-        away = (x - side * _LATERAL_VENTRICLE[0]) ** 2 + (y - _LATERAL_VENTRICLE[1]) ** 2 + (z - _LATERAL_VENTRICLE[2]) ** 2
+        away = (
+            (x - side * _LATERAL_VENTRICLE[0]) ** 2
+            + (y - _LATERAL_VENTRICLE[1]) ** 2
+            + (z - _LATERAL_VENTRICLE[2]) ** 2
+        )
         core |= labels == labels.flat[np.argmin(np.where(dark, away, np.inf))]
     core |= (fluid > 0.4) & (np.abs(x) < 4) & (y > -33) & (y < 6) & (z > -14) & (z < 8)
     return (fluid * ndimage.binary_dilation(core)).astype(np.float32)
@@ -172,7 +183,7 @@ def _hippocampi(gm: Array) -> Array:
     tube = np.zeros(SOURCE.shape)
     for side in (-1, 1):
         line = np.array(_HIPPOCAMPUS) * (side, 1, 1)
-        for start, stop in zip(line[:-1], line[1:], strict=True):
+        for start, stop in pairwise(line):
             along = np.clip((where - start) @ (stop - start) / ((stop - start) @ (stop - start)), 0, 1)
             distance = np.linalg.norm(where - start - along[..., None] * (stop - start), axis=-1)
             tube = np.maximum(tube, np.clip((_HIPPOCAMPUS_RADIUS_MM - distance) / 2 + 0.5, 0, 1))
@@ -185,10 +196,10 @@ def _exposure(points: NDArray[np.float64], csf: Array, gm: Array) -> Array:
     owner = np.repeat(np.arange(len(REGIONS)), [2 * len(group) for group in _SEEDS.values()])
     nearest = np.full(len(points), np.inf)
     region = np.zeros(len(points), dtype=int)
-    for seed, number in zip(seeds, owner, strict=True):
+    for seed, own in zip(seeds, owner, strict=True):
         distance = ((points - seed) ** 2).sum(axis=1)
         closer = distance < nearest
-        nearest[closer], region[closer] = distance[closer], number
+        nearest[closer], region[closer] = distance[closer], own
     wanted = np.minimum(csf, 0.4) + 0.04
     rows = []
     for number in range(len(REGIONS)):

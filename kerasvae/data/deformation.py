@@ -40,7 +40,9 @@ _SQUARINGS = 6
 @cache
 def _wavenumber(shape: tuple[int, int, int], spacing: float) -> Array:
     """Length of the wave vector in rad/mm at each coefficient of a real FFT of `shape`."""
-    axes = [2 * np.pi * np.fft.fftfreq(n, spacing) for n in shape[:2]] + [2 * np.pi * np.fft.rfftfreq(shape[2], spacing)]
+    axes = [2 * np.pi * np.fft.fftfreq(n, spacing) for n in shape[:2]] + [
+        2 * np.pi * np.fft.rfftfreq(shape[2], spacing)
+    ]
     kx, ky, kz = np.meshgrid(*axes, indexing="ij")
     return np.sqrt(kx**2 + ky**2 + kz**2).astype(np.float32)
 

@@ -57,5 +57,5 @@ def test_unreadable_recipes(tmp_path):
     with pytest.raises(RecipeError, match="valid TOML"):
         load_recipe(tmp_path / "bad.toml")
     (tmp_path / "empty.toml").write_text("")
-    with pytest.raises(RecipeError, match="'pipeline' of .* must be given, but received nothing"):
+    with pytest.raises(RecipeError, match=r"'pipeline' of .* must be given, but received nothing"):
         load_recipe(tmp_path / "empty.toml")
