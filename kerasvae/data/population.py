@@ -45,6 +45,8 @@ VENTRICLE_AT_50 = 0.085
 """Relative to the template; set so that volumes in the images have IXI's mean."""
 VENTRICLE_SD = 0.34
 """IXI: 0.36; the random shape adds the rest."""
+VENTRICLE_RANGE = (-1.6, 1.75)
+"""Held within, which concerns one patient in twelve: beyond, the flow would fold."""
 HIPPOCAMPUS_AGE = (-0.0133, -0.0069)
 HIPPOCAMPUS_SEX = 0.018
 HIPPOCAMPUS_HEAD = 0.338
@@ -63,15 +65,15 @@ TEMPLATE_AGE = 25.0
 """The age at which nothing is lost; the template is of young adults."""
 
 # Published. The stage counts years of disease, times the person's pace.
-STAGE_RANGE = (2.0, 12.0)
-"""Years of disease at the first visit, drawn evenly. Seven on average, which makes the mean loss of the hippocampus
+STAGE_RANGE = (2.0, 14.0)
+"""Years of disease at the first visit, drawn evenly. Eight on average, which makes the mean loss of the hippocampus
 23 %: Shi, Liu, Zhou, Yu and Jiang 2009, Hippocampus 19:1055, found 24.2 % (left) and 23.1 % (right)."""
 PACE_SD = 0.2
 """Of the logarithm of a patient's pace. A choice."""
 DISEASE_HIPPOCAMPUS_PER_YEAR = -0.0333
 """Beyond ageing. Barnes et al. 2009, Neurobiol. Aging 30:1711, a meta-analysis: 4.66 % a year in patients, 1.41 % in
 controls, 3.33 % (95 % interval 1.73 to 4.94) between them."""
-DISEASE_VENTRICLE_PER_YEAR = 0.06
+DISEASE_VENTRICLE_PER_YEAR = 0.05
 """Beyond ageing, in log volume: a choice, below the one published figure of Bradley et al. 2002, Br. J. Radiol. 75:506
 (ventricle-to-brain ratio: 15.6 % a year in patients, 4.3 % in controls, 11.3 % between them, five patients); that
 patients' ventricles grow faster than controls' is firm: Nestor et al. 2008, Brain 131:2443."""
@@ -147,8 +149,8 @@ def draw_person(seed: int, index: int, *, patients: float) -> Person:
         patients: Probability of being a patient, 0 to 1.
     """
     rng = np.random.default_rng((seed, _PERSON, index))
-    chance = rng.random(4)
-    normal = rng.standard_normal(5 + len(REGIONS))
+    chance = rng.random(4).tolist()
+    normal = rng.standard_normal(5 + len(REGIONS)).tolist()
     sex = "M" if chance[0] < MALE_SHARE else "F"
     patient = bool(chance[1] < patients)
     youngest, oldest = PATIENT_AGE_RANGE if patient else AGE_RANGE
@@ -161,9 +163,9 @@ def draw_person(seed: int, index: int, *, patients: float) -> Person:
         stage=STAGE_RANGE[0] + (STAGE_RANGE[1] - STAGE_RANGE[0]) * chance[3] if patient else 0.0,
         pace=float(np.exp(PACE_SD * normal[0])) if patient else 0.0,
         head_size_ratio=float(np.exp(mean + deviation * normal[1])),
-        ventricle=float(VENTRICLE_SD * normal[2]),
-        hippocampus=float(HIPPOCAMPUS_SD * normal[3]),
-        regions=tuple(float(LOSS_COMMON_SD * normal[4] + LOSS_REGION_SD * own) for own in normal[5:]),
+        ventricle=VENTRICLE_SD * normal[2],
+        hippocampus=HIPPOCAMPUS_SD * normal[3],
+        regions=tuple(LOSS_COMMON_SD * normal[4] + LOSS_REGION_SD * own for own in normal[5:]),
     )
 
 
@@ -181,7 +183,7 @@ def state_at(person: Person, years: float = 0.0) -> State:
     Healthy ageing and disease add up; both go on smoothly, and what the person was born with stays.
 
     >>> person = draw_person(0, 3, patients=1.0)
-    >>> state_at(person, 4.0).ventricle > state_at(person).ventricle
+    >>> state_at(person, 4.0).hippocampus < state_at(person).hippocampus
     True
     """
     age = person.age + years
@@ -211,4 +213,5 @@ def state_at(person: Person, years: float = 0.0) -> State:
         AGE_LOSS_PER_DECADE[region] * since + LOSS_HEAD * head + own + DISEASE_LOSS_PER_YEAR[region] * stage
         for region, own in zip(REGIONS, person.regions, strict=True)
     )
-    return State(age=age, stage=stage, ventricle=ventricle, hippocampus=hippocampus, loss=loss)
+    held = float(np.clip(ventricle, *VENTRICLE_RANGE))
+    return State(age=age, stage=stage, ventricle=held, hippocampus=hippocampus, loss=loss)
