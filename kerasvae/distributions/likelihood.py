@@ -16,21 +16,17 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from numpy.typing import NDArray
 
+from kerasvae.distributions.base import Likelihood
 from kerasvae.errors import ArgumentError, nearest
-from kerasvae.types import Mask, pack_mask, unpack_mask
+from kerasvae.types import Mask
 
 tfd = tfp.distributions
 
 SCALES = ("optimal", "fixed")
 
 
-def sum_over_event(values: tf.Tensor) -> tf.Tensor:
-    """Sum over every axis but the first, whatever the rank: shape (batch, ...) to (batch,)."""
-    return tf.reduce_sum(values, axis=list(range(1, values.shape.rank)))
-
-
 @keras.saving.register_keras_serializable("kerasvae")
-class NormalLikelihood(keras.layers.Layer):
+class NormalLikelihood(Likelihood):
     """p(x|z) = Π over mask voxels of N(x; x̂(z), σ²), one σ for all voxels.
 
     With ``scale="optimal"`` σ² is the maximum-likelihood estimate, the mean squared residual (σ-VAE, section
@@ -45,6 +41,8 @@ class NormalLikelihood(keras.layers.Layer):
         mask: Boolean array of the data's shape; only True voxels count. None counts all.
     """
 
+    kind = "normal"
+
     def __init__(
         self,
         scale: str = "optimal",
@@ -54,7 +52,7 @@ class NormalLikelihood(keras.layers.Layer):
         mask: Mask | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(mask=mask, **kwargs)
         if scale not in SCALES:
             raise ArgumentError(
                 "scale", rule=f"be one of {SCALES}", got=repr(scale), fix=f"Did you mean {nearest(scale, SCALES)!r}?"
@@ -69,9 +67,6 @@ class NormalLikelihood(keras.layers.Layer):
         self.stddev = float(stddev)
         self.floor = float(floor)
         self.momentum = float(momentum)
-        self.mask = unpack_mask(mask) if isinstance(mask, dict) else None if mask is None else np.asarray(mask, bool)
-        if self.mask is not None and not self.mask.any():
-            raise ArgumentError("mask", rule="contain at least one True voxel", got="none", fix="Check the brain mask")
         # The running mean is kept with its total weight, so that the first step already gives an unbiased σ².
         self.weighted_square = self.add_weight(name="weighted_square", initializer="zeros", trainable=False)
         self.total_weight = self.add_weight(name="total_weight", initializer="zeros", trainable=False)
@@ -85,32 +80,21 @@ class NormalLikelihood(keras.layers.Layer):
         square = tf.math.divide_no_nan(tf.convert_to_tensor(self.weighted_square), weight)
         return tf.maximum(tf.where(weight > 0, tf.sqrt(square), self.stddev), self.floor)
 
-    def count(self, x: Any) -> int:
-        """Number of voxels the sum runs over."""
-        return int(np.prod(x.shape[1:])) if self.mask is None else int(self.mask.sum())
+    def voxel_log_prob(self, x: tf.Tensor, decoded: tf.Tensor) -> tf.Tensor:
+        """log N(x_v; decoded_v, σ²) in nats."""
+        return tfd.Normal(tf.cast(decoded, tf.float32), self.sigma()).log_prob(tf.cast(x, tf.float32))
 
-    def distribution(self, mean: tf.Tensor) -> tfp.distributions.Distribution:
-        """p(x|z) given the decoder's output, one factor per voxel, mask not applied."""
-        return tfd.Normal(tf.cast(mean, tf.float32), self.sigma())
+    def mean(self, decoded: tf.Tensor) -> tf.Tensor:
+        """The decoder's output."""
+        return tf.cast(decoded, tf.float32)
 
-    def log_prob(self, x: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
-        """log p(x|z) in nats per subject: summed over mask voxels, shape (batch,).
+    def draw(self, decoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """A random image."""
+        return tfd.Normal(tf.cast(decoded, tf.float32), self.sigma()).sample(seed=seed)
 
-        Args:
-            x: Images, shape (batch, ...).
-            mean: The decoder's output, same shape.
-        """
-        log_prob = self.distribution(mean).log_prob(tf.cast(x, tf.float32))
-        if self.mask is not None:
-            log_prob = tf.where(self.mask, log_prob, 0.0)
-        return sum_over_event(log_prob)
-
-    def squared_residual(self, x: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
-        """Mean squared residual over mask voxels, per subject, shape (batch,)."""
-        square = tf.math.squared_difference(tf.cast(x, tf.float32), tf.cast(mean, tf.float32))
-        if self.mask is not None:
-            square = tf.where(self.mask, square, 0.0)
-        return sum_over_event(square) / self.count(x)
+    def numbers(self) -> dict[str, tf.Tensor]:
+        """The scale."""
+        return {"sigma": self.sigma()}
 
     def calibrated_log_prob(self, squared_residual: NDArray, x: Any) -> float:
         """log p(x|z) in nats per subject, averaged, were σ at its optimum for these very subjects.
@@ -125,10 +109,10 @@ class NormalLikelihood(keras.layers.Layer):
         square = max(float(np.mean(squared_residual, dtype=np.float64)), self.floor**2)
         return -0.5 * self.count(x) * (1 + math.log(2 * math.pi * square))
 
-    def update(self, x: tf.Tensor, mean: tf.Tensor) -> None:
+    def update(self, x: tf.Tensor, decoded: tf.Tensor) -> None:
         """Follow the optimal σ² with one batch; does nothing where σ is fixed."""
         if self.scale == "optimal":
-            square = tf.reduce_mean(self.squared_residual(x, mean))
+            square = tf.reduce_mean(self.squared_residual(x, decoded))
             self.weighted_square.assign(self.momentum * self.weighted_square + (1 - self.momentum) * square)
             self.total_weight.assign(self.momentum * self.total_weight + (1 - self.momentum))
 
@@ -139,17 +123,12 @@ class NormalLikelihood(keras.layers.Layer):
         self.weighted_square.assign(float(sigma) ** 2)
         self.total_weight.assign(1.0)
 
-    def call(self, mean: tf.Tensor) -> tf.Tensor:
-        """The deterministic image: the mean of p(x|z)."""
-        return mean
-
     def get_config(self) -> dict[str, Any]:
-        """Constructor arguments; the mask packed as bits."""
+        """Constructor arguments."""
         return {
             **super().get_config(),
             "scale": self.scale,
             "stddev": self.stddev,
             "floor": self.floor,
             "momentum": self.momentum,
-            "mask": None if self.mask is None else pack_mask(self.mask),
         }

@@ -6,26 +6,20 @@ appendix B: the normal case).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from kerasvae.distributions.base import Output, Posterior, positive
 from kerasvae.errors import ArgumentError
 
 tfd = tfp.distributions
 
 
-class Output(NamedTuple):
-    """One deterministic output of a posterior: its name and what it means."""
-
-    name: str
-    meaning: str
-
-
 @keras.saving.register_keras_serializable("kerasvae")
-class NormalPosterior(keras.layers.Layer):
+class NormalPosterior(Posterior):
     """Diagonal normal posterior, q(z|x) = N(z; mean(x), diag(stddev(x)²)).
 
     The encoder's output of shape (batch, 2·d) is cut in two halves: the mean, and a raw value r with
@@ -36,6 +30,7 @@ class NormalPosterior(keras.layers.Layer):
         floor: The smallest standard deviation, in units of the prior's; keeps KL and its gradient finite.
     """
 
+    kind = "normal"
     outputs = (
         Output("mean", "mean of q(z|x), the person's coordinates in the latent space, in prior standard deviations"),
         Output("stddev", "standard deviation of q(z|x) per dimension: how uncertain the coordinate is"),
@@ -55,7 +50,7 @@ class NormalPosterior(keras.layers.Layer):
     def deterministic(self, parameters: tf.Tensor) -> dict[str, tf.Tensor]:
         """The named deterministic outputs, each float32 of shape (batch, d)."""
         mean, raw = tf.split(tf.cast(parameters, tf.float32), 2, axis=-1)
-        return {"mean": mean, "stddev": self.floor + tf.nn.softplus(raw)}
+        return {"mean": mean, "stddev": positive(raw, self.floor)}
 
     def center(self, outputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """The point that stands for the person when one code is needed: the mean, shape (batch, d)."""
@@ -66,17 +61,18 @@ class NormalPosterior(keras.layers.Layer):
         outputs = self.deterministic(parameters)
         return tfd.Normal(outputs["mean"], outputs["stddev"])
 
-    def sample(self, parameters: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """One reparameterised draw per person, shape (batch, d); `seed` is a stateless pair of integers."""
-        return self.distribution(parameters).sample(seed=seed)
+    def draw(self, parameters: tf.Tensor, samples: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """z = mean + stddev · ε with ε ~ N(0, I), (S, B, d), and log q(z|x), (S, B)."""
+        z = self.distribution(parameters).sample(samples, seed=seed)
+        return z, self.log_prob(parameters, z)
 
-    def kl(self, parameters: tf.Tensor, prior: tfp.distributions.Distribution) -> tf.Tensor:
-        """Analytic KL(q(z|x) ‖ p(z)) per dimension in nats, shape (batch, d); its sum over d is the KL."""
-        return tfd.kl_divergence(self.distribution(parameters), prior)
+    def log_prob(self, parameters: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
+        """log q(z|x), (S, B, d) to (S, B)."""
+        return tf.reduce_sum(self.log_prob_per_dimension(parameters, z), axis=-1)
 
-    def call(self, parameters: tf.Tensor) -> tf.Tensor:
-        """The code that stands for each person, shape (batch, d)."""
-        return self.center(self.deterministic(parameters))
+    def log_prob_per_dimension(self, parameters: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
+        """log q(z_d|x), (…, B, d) to the same."""
+        return self.distribution(parameters).log_prob(z)
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""

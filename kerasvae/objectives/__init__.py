@@ -1,5 +1,6 @@
-"""Objectives: pure functions from per-subject terms to the loss, one paper per file."""
+"""Objectives: pure functions from posterior draws to named terms, one paper per file."""
 
-from kerasvae.objectives.elbo import Terms, elbo_terms
+from kerasvae.objectives.base import Draws, Objective, Terms
+from kerasvae.objectives.elbo import ELBO
 
-__all__ = ["Terms", "elbo_terms"]
+__all__ = ["ELBO", "Draws", "Objective", "Terms"]

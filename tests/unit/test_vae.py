@@ -10,6 +10,7 @@ from kerasvae.distributions import NormalLikelihood
 from kerasvae.errors import ArgumentError, ModelError, NonFiniteError
 from kerasvae.models import VAE
 from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder
+from kerasvae.objectives import ELBO
 
 RNG = np.random.default_rng(3)
 SHAPE = (8, 9, 7)
@@ -60,7 +61,7 @@ def test_batch_size_does_not_change_terms():
 def test_keras_file_round_trip(tmp_path, trained):
     x = images()
     mask = RNG.random(SHAPE) < 0.5
-    model = small(likelihood=NormalLikelihood(mask=mask), beta=0.5, seed=7)
+    model = small(likelihood=NormalLikelihood(mask=mask), objective=ELBO(beta=0.5), seed=7)
     model.compile(keras.optimizers.Adam(1e-3))
     if trained:
         model.fit(x, epochs=2, batch_size=4, verbose=0)
@@ -76,7 +77,7 @@ def test_keras_file_round_trip(tmp_path, trained):
 
 
 def test_config_round_trip():
-    model = small(beta=0.25, seed=3)
+    model = small(objective=ELBO(beta=0.25), seed=3)
     assert VAE.from_config(model.get_config()).get_config() == model.get_config()
 
 
@@ -147,4 +148,4 @@ def test_misfits_are_refused_with_the_numbers():
     with pytest.raises(ArgumentError, match=r"n, 8, 9, 7"):
         small().reconstruct(np.zeros(SHAPE))
     with pytest.raises(ArgumentError, match="beta"):
-        small(beta=-1)
+        small(objective=ELBO(beta=-1))
