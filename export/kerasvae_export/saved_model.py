@@ -16,12 +16,13 @@ def write_saved_model(model: VAE, made: dict[str, Graph], folder: Path) -> None:
     """Write the signatures ``encode`` (also as ``serving_default``), ``decode`` and ``reconstruct``.
 
     Args:
-        model: The weights of its two networks are stored, the optimiser's state is not.
+        model: What its functions use is stored, the optimiser's state is not.
         made: From `kerasvae_export.graphs.graphs`.
         folder: A new folder; TF Serving wants its name to be the version, an integer.
     """
     module = tf.Module()
-    module.weights = [variable.value for network in (model.encoder, model.decoder) for variable in network.variables]
+    parts = (model.encoder, model.decoder, model.posterior, model.likelihood)
+    module.weights = [variable.value for part in parts for variable in part.variables]
     module.functions = {name: graph.function for name, graph in made.items()}
     signatures = {name: graph.function.get_concrete_function() for name, graph in made.items()}
     tf.saved_model.save(module, str(folder), signatures={**signatures, "serving_default": signatures["encode"]})

@@ -141,10 +141,10 @@ def export_run(
 
 
 def weights_digest(model: VAE) -> str:
-    """SHA-256 over shapes and values of the variables of encoder and decoder, in their order."""
+    """SHA-256 over shapes and values of the variables of encoder, decoder, posterior and likelihood, in this order."""
     digest = hashlib.sha256()
-    for network in (model.encoder, model.decoder):
-        for variable in network.variables:
+    for part in (model.encoder, model.decoder, model.posterior, model.likelihood):
+        for variable in part.variables:
             values = np.ascontiguousarray(variable.numpy())
             digest.update(f"{values.dtype.str} {values.shape}".encode())
             digest.update(values.tobytes())

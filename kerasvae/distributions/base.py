@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from kerasvae.errors import ArgumentError
 from kerasvae.types import Mask, pack_mask, unpack_mask
@@ -107,9 +108,7 @@ class Prior(keras.layers.Layer):
         """log p(z) in nats, (S, B, d) to (S, B)."""
         raise NotImplementedError
 
-    def sample(
-        self, count: int, latent_size: int, seed: tf.Tensor, context: Context = NO_CONTEXT
-    ) -> tf.Tensor:
+    def sample(self, count: int, latent_size: int, seed: tf.Tensor, context: Context = NO_CONTEXT) -> tf.Tensor:
         """Draws, (count, d); with a condition, one a row of it. `seed` is a stateless pair of integers."""
         raise NotImplementedError
 
@@ -166,10 +165,16 @@ class Likelihood(keras.layers.Layer):
             decoded: The decoder's output for them.
             dtype: Of the sum; float64 where differences between draws of large images matter.
         """
-        values = tf.cast(self.voxel_log_prob(x, decoded), dtype)
-        if self.mask is not None:
-            values = tf.where(self.mask, values, tf.zeros((), dtype))
+        if self.mask is None:
+            return sum_over_event(tf.cast(self.voxel_log_prob(x, decoded), dtype))
+        # what lies outside may be anything, NaN included, and must leave no trace in the gradient either
+        x = tf.convert_to_tensor(x)
+        values = tf.cast(self.voxel_log_prob(tf.where(self.mask, x, tf.zeros_like(x)), decoded), dtype)
+        values = tf.where(self.mask, values, tf.zeros((), dtype))
         return sum_over_event(values)
+
+    def check(self, x: NDArray[Any]) -> None:
+        """Refuse images outside the support, where there is one: ArgumentError."""
 
     def count(self, x: Any) -> int:
         """Number of voxels the sum runs over."""

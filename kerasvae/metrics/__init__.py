@@ -2,13 +2,29 @@
 
 from kerasvae.metrics.baseline import pca_reconstruct
 from kerasvae.metrics.collapse import active_units, mutual_information
+from kerasvae.metrics.disentanglement import (
+    DCI,
+    dci,
+    explicitness,
+    factor_vae_score,
+    modularity,
+    mutual_information_gap,
+    sap,
+)
 from kerasvae.metrics.reconstruction import explained_variance, identification, variance_ratio
 
 __all__ = [
+    "DCI",
     "active_units",
+    "dci",
     "explained_variance",
+    "explicitness",
+    "factor_vae_score",
     "identification",
+    "modularity",
     "mutual_information",
+    "mutual_information_gap",
     "pca_reconstruct",
+    "sap",
     "variance_ratio",
 ]

@@ -1,16 +1,116 @@
-"""What goes with what: one declared table; the rest is refused with a sentence."""
+"""What goes with what: one declared table; the rest is refused with a sentence.
+
+`docs/models.md` shows the table; a test holds the two together.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from kerasvae.distributions import Likelihood, Posterior, Prior
+from kerasvae.errors import ModelError
 from kerasvae.objectives import Objective
 
-__all__ = ["check_combination"]
+__all__ = ["CONDITIONAL_PRIORS", "OBJECTIVES", "PRIORS", "check_combination"]
+
+NORMALS = ("normal", "full_normal", "low_rank_normal")
+DENSITIES = (*NORMALS, "iaf", "real_nvp", "power_spherical", "von_mises_fisher")
+REAL = ("standard_normal", "mixture", "vamp", "flow", "conditional_normal", "regression")
+
+CONDITIONAL_PRIORS = ("conditional_normal", "regression")
+"""Priors that need covariates, hence a model that takes them."""
+
+PRIORS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
+    {
+        "normal": (REAL, "its codes are points of Euclidean space"),
+        "full_normal": (REAL, "its codes are points of Euclidean space"),
+        "low_rank_normal": (REAL, "its codes are points of Euclidean space"),
+        "iaf": (tuple(p for p in REAL if p != "vamp"), "its density is quick to compute at its own draws only"),
+        "real_nvp": (REAL, "its codes are points of Euclidean space"),
+        "power_spherical": (("uniform_sphere",), "its codes are points of a sphere"),
+        "von_mises_fisher": (("uniform_sphere",), "its codes are points of a sphere"),
+        "point": (
+            tuple(p for p in REAL if p != "vamp"),
+            "it has no density, and its codes are points of Euclidean space",
+        ),
+    }
+)
+"""Kind of posterior, to the kinds of prior it goes with, and why only these."""
+
+OBJECTIVES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...] | None, str]] = MappingProxyType(
+    {
+        "elbo": (DENSITIES, None, "it needs the posterior's density"),
+        "monte_carlo_elbo": (DENSITIES, None, "it needs the posterior's density"),
+        "sticking_the_landing": (NORMALS, None, "the density must depend on the encoder's output alone"),
+        "iwae": (DENSITIES, None, "it needs the posterior's density"),
+        "dreg": (NORMALS, None, "the density must depend on the encoder's output alone"),
+        "miwae": (DENSITIES, None, "it needs the posterior's density"),
+        "capacity": (DENSITIES, None, "it needs the posterior's density"),
+        "free_bits": (
+            ("normal",),
+            ("standard_normal", "conditional_normal", "regression"),
+            "the KL must be a sum over dimensions",
+        ),
+        "info_vae": (DENSITIES, None, "it needs the posterior's density"),
+        "wae_mmd": ((*DENSITIES, "point"), None, "it compares codes with draws of the prior"),
+        "beta_tcvae": (("normal",), ("standard_normal",), "posterior and prior must be products over dimensions"),
+        "factor_vae": ((*NORMALS, "iaf", "real_nvp"), None, "codes are permuted dimension by dimension"),
+        "dip_vae": (NORMALS, None, "it needs the posterior's mean and covariance"),
+        "rae": (("point", *NORMALS), None, "it shrinks codes towards 0"),
+        "reconstruction": ((*DENSITIES, "point"), None, "it looks at the reconstruction alone"),
+        "adversarial": ((*DENSITIES, "point"), None, "it compares codes with draws of the prior"),
+    }
+)
+"""Kind of objective, to the kinds of posterior and (None: all) of prior it goes with, and why only these."""
 
 
-def check_combination(posterior: Posterior, prior: Prior, likelihood: Likelihood, objective: Objective) -> None:
-    """Refuse parts that do not go together.
+def check_combination(
+    posterior: Posterior, prior: Prior, likelihood: Likelihood, objective: Objective, *, conditional: bool = False
+) -> None:
+    """Refuse parts that do not go together. Parts of a user's own, with a kind that is not in the table, pass.
+
+    Args:
+        posterior: q(z|x).
+        prior: p(z).
+        likelihood: p(x|z).
+        objective: What is minimised.
+        conditional: Whether the model takes covariates.
 
     Raises:
         ModelError: Naming the two that do not fit, why, and what to take instead.
     """
+    if prior.kind in CONDITIONAL_PRIORS and not conditional:
+        raise ModelError(
+            f"The prior {prior.kind!r}",
+            rule="be given covariates",
+            got="a model that takes none",
+            fix="Use ConditionalVAE or RegressionVAE, or another prior",
+        )
+    if posterior.kind in PRIORS:
+        valid, reason = PRIORS[posterior.kind]
+        if prior.kind not in valid and prior.kind in (*REAL, "uniform_sphere"):
+            raise _misfit("prior", prior.kind, f"the posterior {posterior.kind!r}", valid, reason)
+    inner = getattr(objective, "objective", None)
+    if isinstance(inner, Objective):
+        if likelihood.kind == "categorical":
+            raise _misfit(
+                "likelihood", "categorical", f"the objective {objective.kind!r}", ("normal",), "it compares intensities"
+            )
+        check_combination(posterior, prior, likelihood, inner, conditional=conditional)
+    elif objective.kind in OBJECTIVES:
+        posteriors, priors, reason = OBJECTIVES[objective.kind]
+        whose = f"the objective {objective.kind!r}"
+        if posterior.kind not in posteriors and posterior.kind in PRIORS:
+            raise _misfit("posterior", posterior.kind, whose, posteriors, reason)
+        if priors is not None and prior.kind not in priors and prior.kind in (*REAL, "uniform_sphere"):
+            raise _misfit("prior", prior.kind, whose, priors, reason)
+
+
+def _misfit(part: str, kind: str, whose: str, valid: tuple[str, ...], reason: str) -> ModelError:
+    return ModelError(
+        f"The {part} of {whose}",
+        rule=f"be one of {', '.join(valid)}, since {reason}",
+        got=repr(kind),
+        fix=f"Take {valid[0]!r}",
+    )

@@ -121,6 +121,16 @@ class VAE(keras.Model):
                     got=f"(batch, {', '.join(map(str, made))})",
                     fix=f"Change its last layer; latent_size is {self.latent_size}, data_shape {self.data_shape}",
                 )
+        for part in (self.posterior, self.prior, self.likelihood):
+            for name, wanted in (("latent_size", self.latent_size), ("data_shape", self.data_shape)):
+                given = getattr(part, name, None)
+                if given is not None and given != wanted:
+                    raise ModelError(
+                        f"The {name} of {type(part).__name__}",
+                        rule=f"be the model's, {wanted}",
+                        got=given,
+                        fix="Make it with the model's sizes",
+                    )
         mask = self.likelihood.mask
         if mask is not None and mask.shape != self.data_shape:
             raise ModelError(
@@ -177,11 +187,11 @@ class VAE(keras.Model):
         parameters = self._parameters(image, training)
         batch = tf.shape(parameters)[0]
         z, log_posterior = self.posterior.draw(parameters, count, for_z)
-        if self.objective.stops_density:
-            log_posterior = self.posterior.log_prob(tf.stop_gradient(parameters), z)
         weight: list[tf.Tensor] = []
         if training:
             z = _with_gradient_weight(z, weight)
+        if self.objective.stops_density:
+            log_posterior = self.posterior.log_prob(tf.stop_gradient(parameters), z)
         flat = tf.reshape(z, (count * batch, self.latent_size))
         decoded = self._decoded(flat, training)
         images = image if count == 1 else tf.tile(image, [count] + [1] * len(self.data_shape))
@@ -206,6 +216,8 @@ class VAE(keras.Model):
             scheduled={name: tf.convert_to_tensor(value) for name, value in self.scheduled.items()},
             critic=None if self.critic is None else lambda codes: self.critic(codes, training=training),
             seed=for_rest,
+            image=lambda: image,
+            reconstruction=lambda: tf.reshape(self.likelihood.mean(decoded), (count, batch, *self.data_shape)),
         )
         if training:
             weight.append(self.objective.code_weight(draws))
@@ -380,6 +392,7 @@ class VAE(keras.Model):
                 got=x.shape,
                 fix="Apply the model's pipeline first, and stack its volumes",
             )
+        self.likelihood.check(x)
         return x
 
     def _batches(self, x: Any, batch_size: int) -> Iterable[tf.Tensor]:

@@ -59,8 +59,9 @@ def conv_decoder(
     filters: Sequence[int] = (16, 32, 64),
     norm: str = "group",
     activation: str = "silu",
+    channels: int = 1,
 ) -> keras.Model:
-    """The mirror of `conv_encoder`: (batch, latent_size) to (batch, *data_shape).
+    """The mirror of `conv_encoder`: (batch, latent_size) to (batch, *data_shape), or (batch, *data_shape, channels).
 
     Args:
         data_shape: One to three axes, no channels.
@@ -68,6 +69,7 @@ def conv_decoder(
         filters: As given to the encoder; used from last to first.
         norm: ``"group"`` or ``"none"``.
         activation: Any Keras activation.
+        channels: Numbers for each voxel, the likelihood's `channels`; with 1 there is no axis for them.
     """
     rank = _check(data_shape, filters, norm)
     sizes = [tuple(data_shape)]
@@ -83,8 +85,9 @@ def conv_decoder(
         if any(high for _, high in surplus):
             x = _CROP[rank](surplus if rank > 1 else surplus[0])(x)
     x = keras.layers.Activation(activation)(x)
-    x = _CONV[rank](1, 3, padding="same", name="mean")(x)
-    return keras.Model(z, keras.layers.Reshape(tuple(data_shape))(x), name="decoder")
+    x = _CONV[rank](channels, 3, padding="same", name="mean")(x)
+    made = tuple(data_shape) if channels == 1 else (*data_shape, channels)
+    return keras.Model(z, keras.layers.Reshape(made)(x), name="decoder")
 
 
 def _check(data_shape: Sequence[int], filters: Sequence[int], norm: str) -> int:

@@ -34,6 +34,8 @@ class Draws(NamedTuple):
         scheduled: The objective's scheduled numbers as scalar tensors.
         critic: The objective's critic as a function of codes, (n, d) to (n, outputs), or None.
         seed: A stateless seed for what else is random, e.g. permutations.
+        image: Gives the images, (B, *data_shape), to objectives that look at voxels.
+        reconstruction: Gives the mean image of each draw, (S, B, *data_shape).
     """
 
     z: tf.Tensor
@@ -50,6 +52,8 @@ class Draws(NamedTuple):
     scheduled: Mapping[str, tf.Tensor]
     critic: Callable[[tf.Tensor], tf.Tensor] | None
     seed: tf.Tensor
+    image: Callable[[], tf.Tensor] | None = None
+    reconstruction: Callable[[], tf.Tensor] | None = None
 
 
 class Terms(NamedTuple):

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from kerasvae.distributions import NormalLikelihood
 from kerasvae.errors import RunError
 from kerasvae.metrics import active_units, explained_variance, identification
 from kerasvae.storage import atomic_path
@@ -41,15 +42,16 @@ class HeldOutMetrics(keras.callbacks.Callback):
         """Explained variance, identification and active units of the model as it is now."""
         x = self.images[:, self.inside]
         r = self.model.reconstruct(self.images)[:, self.inside]
+        codes = np.asarray(self.model.posterior.center(self.model.encode(self.images)))
         return {
             "val_calibrated_elbo": self._calibrated_elbo(),
             "val_explained_variance": explained_variance(x, r, self.train_mean[self.inside]),
             "val_identification": identification(x, r, self.people),
-            "val_active_units": float(active_units(self.model.encode(self.images)["mean"])),
+            "val_active_units": float(active_units(codes)),
         }
 
     def _calibrated_elbo(self) -> float:
-        """ELBO in nats per subject with σ at its optimum for these people (at its value, where it is fixed).
+        """ELBO in nats per subject, with σ at its optimum for these people where the likelihood's scale is optimal.
 
         The running σ follows training residuals; epochs compared through it would be compared by its noise.
         """
@@ -58,9 +60,10 @@ class HeldOutMetrics(keras.callbacks.Callback):
             for i in range(0, len(self.images), 8)
         ]
         log_likelihood, kl, square = (np.concatenate(parts) for parts in zip(*residual_terms, strict=True))
-        if self.model.likelihood.scale == "fixed":
+        likelihood = self.model.likelihood
+        if not isinstance(likelihood, NormalLikelihood) or likelihood.scale != "optimal":
             return float(np.mean(log_likelihood - kl, dtype=np.float64))
-        calibrated = self.model.likelihood.calibrated_log_prob(square, self.images)
+        calibrated = likelihood.calibrated_log_prob(square, self.images)
         return calibrated - float(np.mean(kl, dtype=np.float64))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -73,7 +76,7 @@ class Checkpoint(keras.callbacks.Callback):
     """After each epoch, save all that training needs to go on; keep the best weights; stop when it gets no better.
 
     One folder is replaced as a whole, so an interruption at any moment leaves a usable checkpoint. It holds every
-    variable of model and optimiser (random state included) as plain arrays, the history, and the best weights.
+    variable of model and optimisers (random state included) as plain arrays, the history, and the best weights.
 
     Args:
         folder: The checkpoint folder.
@@ -115,7 +118,9 @@ class Checkpoint(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def _state(self) -> list[keras.Variable]:
-        return [*self.model.variables, *self.model.optimizer.variables]
+        optimizers = [self.model.optimizer, self.model.critic_optimizer]
+        own = [variable for each in optimizers if each is not None for variable in each.variables]
+        return [*self.model.variables, *own]
 
     def save(self) -> None:
         """Write the folder anew and put it in the place of the old one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from kerasvae.metrics import (
 )
 from kerasvae.storage import atomic_path
 from kerasvae.training.run import Run, write_json, write_table
+
+if TYPE_CHECKING:
+    from kerasvae.models import VAE
 
 __all__ = ["evaluate"]
 
@@ -51,7 +54,9 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
         seconds: Time that the training took; by default what an earlier evaluation recorded.
 
     Returns:
-        The content of metrics.json: definitions in `kerasvae.metrics`; terms in nats per subject.
+        The content of metrics.json: definitions in `kerasvae.metrics`; terms in nats per subject. `kl_per_dimension`
+        is empty where the KL is no sum over dimensions, `mutual_information` None where the posterior is no diagonal
+        normal one; the likelihood's numbers, such as `sigma`, go by their names.
     """
     model, recipe = run.model, run.recipe
     role = "test" if run.split.people("test") else "validation"
@@ -66,6 +71,7 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     r, pca = reconstructions[:, inside], pca_reconstruct(peer_fit, x, recipe.model.latent_size)
     terms = model.elbo(held_out.volumes, samples=DRAWS)
     codes = model.encode(held_out.volumes)
+    per_dimension = terms.get("kl_per_dimension", np.zeros((1, 0)))
     n_voxels = int(inside.sum())
     metrics = {
         "role": role,
@@ -76,14 +82,14 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
         "identification_chance": 1 / len(set(people)),
         "variance_ratio": variance_ratio(x, r),
         "variance_ratio_pca": variance_ratio(x, pca),
-        "active_units": active_units(codes["mean"]),
-        "mutual_information": mutual_information(codes["mean"], codes["stddev"]),
+        "active_units": active_units(np.asarray(model.posterior.center(codes))),
+        "mutual_information": _information(model, codes),
         "kl_nats": float(terms["kl"].mean(dtype=np.float64)),
-        "kl_per_dimension": terms["kl_per_dimension"].mean(axis=0, dtype=np.float64).tolist(),
+        "kl_per_dimension": per_dimension.mean(axis=0, dtype=np.float64).tolist(),
         "elbo_nats": float(terms["elbo"].mean(dtype=np.float64)),
         "elbo_nats_per_voxel": float(terms["elbo"].mean(dtype=np.float64)) / n_voxels,
         "beta": recipe.training.beta,
-        "sigma": float(model.likelihood.sigma()),
+        **{name: float(value) for name, value in model.likelihood.numbers().items()},
         **{f"n_{name}": count for name, count in run.split.counts().items()},
         "n_voxels": n_voxels,
         "latent_size": recipe.model.latent_size,
@@ -108,8 +114,18 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     return metrics
 
 
+def _information(model: VAE, codes: dict[str, NDArray[np.float32]]) -> float | None:
+    """I(x; z), where the posterior is one that it is estimated for."""
+    return mutual_information(codes["mean"], codes["stddev"]) if model.posterior.kind == "normal" else None
+
+
+def _column(name: str, index: tuple[int, ...]) -> str:
+    """Name of an output's entry: name_0, name_1, …, with a number for each axis; the bare name where it has none."""
+    return "_".join([name, *map(str, index)])
+
+
 def _write_latents(run: Run) -> None:
-    """latents.tsv: posterior means and standard deviations of every scan, and latents.json, which explains it."""
+    """latents.tsv: the posterior's deterministic outputs for every scan, and latents.json, which explains it."""
     model, scans = run.model, run.cohort.scans
     rows = []
     for scan in scans:
@@ -120,13 +136,15 @@ def _write_latents(run: Run) -> None:
             "session_id": scan.session or "n/a",
             "role": run.split.roles[scan.person],
         }
-        row |= {f"mean_{d}": float(value) for d, value in enumerate(codes["mean"][0])}
-        row |= {f"stddev_{d}": float(value) for d, value in enumerate(codes["stddev"][0])}
+        for output in model.posterior.outputs:
+            values = codes[output.name][0]
+            row |= {_column(output.name, index): values[index].item() for index in np.ndindex(values.shape)}
         rows.append(row | {"elbo_nats": float(terms["elbo"][0])})
     write_table(run.path / "latents.tsv", rows, list(rows[0]))
-    described = {output.name: output.meaning for output in model.posterior.outputs}
     meanings = {
-        f"{name}_{d}": f"{text} (dimension {d})" for name, text in described.items() for d in range(model.latent_size)
+        _column(output.name, index): output.meaning + (f" (dimension {', '.join(map(str, index))})" if index else "")
+        for output in model.posterior.outputs
+        for index in np.ndindex(codes[output.name].shape[1:])
     }
     descriptions = {
         "role": "train, validation, calibration or test; only test people were not used to make the model",

@@ -22,13 +22,14 @@ from kerasvae.distributions import NormalLikelihood
 from kerasvae.errors import RunError
 from kerasvae.models import VAE
 from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, fit_core, linear_start
+from kerasvae.objectives import ELBO
 from kerasvae.preprocess import Pipeline, fit_pipeline, grid_of
 from kerasvae.storage import atomic_path
 from kerasvae.training.callbacks import Checkpoint, EpochProgress, HeldOutMetrics
 from kerasvae.training.evaluate import evaluate
 from kerasvae.training.recipe import Recipe
 from kerasvae.training.run import Run, load_run, write_json, write_scans, write_table
-from kerasvae.training.schedules import BetaWarmUp
+from kerasvae.training.schedules import Linear, Schedule, Schedules
 from kerasvae.types import Array
 
 __all__ = ["Progress", "build_model", "train"]
@@ -188,7 +189,8 @@ def build_model(recipe: Recipe, images: Array, pipeline: Pipeline) -> VAE:
         core = fit_core(images, section.latent_size, pipeline.mask)
         encoder, decoder = linear_start(encoder, decoder, core, pipeline.mask)
         likelihood.set_sigma(float(np.sqrt(core.noise_variance)))
-    model = VAE(encoder, decoder, likelihood=likelihood, beta=recipe.training.beta, seed=recipe.training.seed)
+    objective = ELBO(beta=recipe.training.beta)
+    model = VAE(encoder, decoder, likelihood=likelihood, objective=objective, seed=recipe.training.seed)
     model.compile(keras.optimizers.Adam(recipe.training.learning_rate))
     return model
 
@@ -202,6 +204,7 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     decide = "validation" if rows["validation"] else "train"
     held_out = load(decide) if decide == "validation" else images
     model = build_model(recipe, images, run.pipeline)
+    model.people.assign(len(images))
     steps = steps_per_epoch(len(images), section.batch_size)
     total = steps * section.epochs
     decided_by = evaluation_dataset(held_out, np.array(rows[decide]), batch_size=section.batch_size)
@@ -218,8 +221,10 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
         done = 0
         before = model.evaluate(decided_by, verbose=0, return_dict=True)
         checkpoint.record(0, {**{f"val_{k}": v for k, v in before.items()}, **watch.measure()})
+    schedules: dict[str, Schedule] = {}
     if section.warm_up:
-        callbacks.insert(0, BetaWarmUp(total, end=section.warm_up, final=section.beta))
+        schedules["beta"] = Linear(0.0, section.beta, end=section.warm_up)
+    callbacks.insert(0, Schedules(total, schedules))
     callbacks.append(EpochProgress(lambda n, text: progress("train", n, total, text), steps, done * steps))
     seconds = float(checkpoint.history[-1].get("seconds", 0.0))
     callbacks.insert(0, _Clock(seconds))
@@ -244,8 +249,8 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
         )
     progress("train", total, total, f"best: epoch {checkpoint.best_epoch}")
     checkpoint.use_best()
-    if section.beta != float(model.beta):
-        model.beta.assign(section.beta)
+    for name, schedule in schedules.items():  # the best weights came with the values of their epoch
+        model.scheduled[name].assign(schedule(1.0))
     _set_scale(model, load("calibration") if rows["calibration"] else held_out, section.batch_size)
     columns = list(dict.fromkeys(name for row in checkpoint.history for name in row))
     write_table(run.path / "history.csv", checkpoint.history, columns)
@@ -274,9 +279,9 @@ def _set_scale(model: VAE, images: Array, batch_size: int) -> None:
     """σ of the likelihood from people the weights were not fitted to: the root of E_q[mean squared residual].
 
     Training residuals are smaller than those of new people, and a σ estimated from them would make every new scan
-    look improbable.
+    look improbable. Likelihoods without such a σ are left as they are.
     """
-    if model.likelihood.scale != "optimal":
+    if not isinstance(model.likelihood, NormalLikelihood) or model.likelihood.scale != "optimal":
         return
     squares = [
         model.residual_terms(images[start : start + batch_size], tf.constant([model.seed, -2 - start], tf.int32))[2]

@@ -18,6 +18,10 @@ from kerasvae import (
     fit_core,
     linear_start,
 )
+from kerasvae import distributions as d
+from kerasvae import objectives as o
+from kerasvae.distributions import Likelihood, Posterior, Prior
+from kerasvae.objectives import ELBO, Objective
 
 
 @dataclass(frozen=True)
@@ -28,18 +32,33 @@ class Case:
         name: For the test's name.
         shape: Shape of one subject.
         make: From training images, (n, *shape), to a model that is not compiled.
+        support: What the images may be: real, unit (0 to 1), binary, levels (eight between 0 and 1) or labels (0 to 2).
     """
 
     name: str
     shape: tuple[int, ...]
     make: Callable[[np.ndarray], VAE]
+    support: str = "real"
 
     def images(self, people: int = 12, seed: int = 0) -> np.ndarray:
         """Images with two factors and some noise, float32 (people, *shape)."""
         rng = np.random.default_rng([seed, 7])
         factors, patterns = rng.standard_normal((people, 2)), np.random.default_rng(5).standard_normal((2, *self.shape))
         noise = 0.2 * rng.standard_normal((people, *self.shape))
-        return (1 + np.tensordot(factors, patterns, 1) + noise).astype(np.float32)
+        return SUPPORTS[self.support](1 + np.tensordot(factors, patterns, 1) + noise).astype(np.float32)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+SUPPORTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "real": lambda x: x,
+    "unit": _unit,
+    "binary": lambda x: (x > 1).astype(float),
+    "levels": lambda x: np.rint(7 * _unit(x)) / 7,
+    "labels": lambda x: np.digitize(x, [0.5, 1.5]).astype(float),
+}
 
 
 def conv(images: np.ndarray, **options) -> VAE:
@@ -62,10 +81,77 @@ def users_own(images: np.ndarray) -> VAE:
     decoder = keras.Sequential(
         [keras.Input((2,)), layers.Dense(9, "relu"), layers.Dense(int(np.prod(shape))), layers.Reshape(shape)]
     )
-    return VAE(encoder, decoder, beta=0.5, seed=3)
+    return VAE(encoder, decoder, objective=ELBO(beta=0.5), seed=3)
+
+
+VECTOR, LATENT = (15,), 3
+
+
+def parts(
+    posterior: Posterior, prior: Prior, likelihood: Likelihood, objective: Objective, shape: tuple[int, ...] = VECTOR
+) -> VAE:
+    """Dense networks of the widths that the parts ask for."""
+    made = shape if likelihood.channels == 1 else (*shape, likelihood.channels)
+    encoder = dense_encoder(shape, posterior.parameter_size(LATENT), (12,))
+    decoder = dense_decoder(made, LATENT, (12,))
+    return VAE(
+        encoder, decoder, posterior=posterior, prior=prior, likelihood=likelihood, objective=objective,
+        data_shape=shape,
+    )  # fmt: skip
+
+
+# Every posterior, prior, likelihood and objective at least once, in combinations that differ in as much as they can.
+PARTS = (
+    ("full normal, mixture, Laplace, IWAE", "real", lambda: (
+        d.FullNormalPosterior(), d.MixturePrior(LATENT, components=3), d.LaplaceLikelihood(), o.IWAE(3))),
+    ("low rank, VampPrior, Student-t, DReG", "real", lambda: (
+        d.LowRankNormalPosterior(rank=1), d.VampPrior(VECTOR, pseudo_inputs=4), d.StudentTLikelihood(), o.DReG(2))),
+    ("power spherical, learned scale, ELBO", "real", lambda: (
+        d.PowerSphericalPosterior(), d.UniformSpherePrior(), d.NormalLikelihood(scale="learned"), o.ELBO())),
+    ("von Mises-Fisher, scale per voxel, WAE-MMD", "real", lambda: (
+        d.VonMisesFisherPosterior(), d.UniformSpherePrior(), d.NormalLikelihood(scale="per_voxel", data_shape=VECTOR),
+        o.WAEMMD(10.0, memory=8))),
+    ("inverse autoregressive flow, flow prior, decoded scale, MIWAE", "real", lambda: (
+        d.InverseAutoregressiveFlowPosterior(LATENT, units=8), d.FlowPrior(LATENT, flows=2, units=8),
+        d.NormalLikelihood(scale="decoder"), o.MIWAE(samples=4, groups=2))),
+    ("real NVP, continuous Bernoulli, InfoVAE", "unit", lambda: (
+        d.RealNVPPosterior(LATENT, flows=2, units=8), d.StandardNormalPrior(), d.ContinuousBernoulliLikelihood(),
+        o.InfoVAE(alpha=0.5, lambda_=10.0))),
+    ("normal, flow prior, Bernoulli, Monte-Carlo KL", "binary", lambda: (
+        d.NormalPosterior(), d.FlowPrior(LATENT, flows=2, units=8), d.BernoulliLikelihood(), o.MonteCarloELBO())),
+    ("normal, discretised logistic, β-TCVAE", "levels", lambda: (
+        d.NormalPosterior(), d.StandardNormalPrior(), d.DiscretisedLogisticLikelihood(levels=8),
+        o.BetaTCVAE(beta=2.0))),
+    ("normal, mixture, categorical, FactorVAE", "labels", lambda: (
+        d.NormalPosterior(), d.MixturePrior(LATENT, components=3), d.CategoricalLikelihood(3),
+        o.FactorVAE(gamma=1.0, units=(8,)))),
+    ("full normal, VampPrior, DIP-VAE", "real", lambda: (
+        d.FullNormalPosterior(), d.VampPrior(VECTOR, pseudo_inputs=4), d.NormalLikelihood(), o.DIPVAE())),
+    ("point, RAE", "real", lambda: (
+        d.PointPosterior(), d.StandardNormalPrior(), d.NormalLikelihood(), o.RAE())),
+    ("point, flow prior, adversarial", "real", lambda: (
+        d.PointPosterior(), d.FlowPrior(LATENT, flows=2, units=8), d.LaplaceLikelihood(scale="fixed"),
+        o.AdversarialAutoencoder(units=(8,)))),
+    ("low rank, sticking the landing", "real", lambda: (
+        d.LowRankNormalPosterior(rank=2), d.StandardNormalPrior(), d.NormalLikelihood(), o.StickingTheLanding())),
+    ("normal, free bits", "real", lambda: (
+        d.NormalPosterior(), d.StandardNormalPrior(), d.NormalLikelihood(), o.FreeBits(free_bits=0.1))),
+    ("real NVP, VampPrior, capacity", "real", lambda: (
+        d.RealNVPPosterior(LATENT, flows=2, units=8), d.VampPrior(VECTOR, pseudo_inputs=4), d.NormalLikelihood(),
+        o.Capacity(gamma=10.0, capacity=2.0))),
+    ("point, mixture, plain autoencoder", "real", lambda: (
+        d.PointPosterior(), d.MixturePrior(LATENT, components=3), d.StudentTLikelihood(), o.Reconstruction())),
+)  # fmt: skip
+
+
+def similar(images: np.ndarray) -> VAE:
+    """A slice with a structural term in its loss."""
+    return conv(images, objective=o.WithMSSSIM(ELBO(), weight=10.0, data_range=6.0))
 
 
 CASES = (
+    *(Case(name, VECTOR, lambda images, make=make: parts(*make()), support) for name, support, make in PARTS),
+    Case("MS-SSIM", (16, 14), similar),
     Case("volume", (8, 9, 7), conv),
     Case("odd volume", (5, 13, 6), lambda images: conv(images, likelihood=NormalLikelihood(scale="fixed", stddev=0.5))),
     Case("slice", (10, 9), conv),

@@ -1,0 +1,107 @@
+"""The declared table: what it names exists, what it refuses is refused, and the guide shows it."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+import kerasvae.distributions as distributions
+import kerasvae.objectives as objectives
+from kerasvae.distributions import Likelihood, Posterior, Prior
+from kerasvae.errors import ModelError
+from kerasvae.models.compatibility import CONDITIONAL_PRIORS, OBJECTIVES, PRIORS, check_combination
+from kerasvae.objectives import ELBO, Objective, WithMSSSIM
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+
+
+def kinds(module, base):
+    """Every public kind of a family, to its class."""
+    found = [getattr(module, name) for name in module.__all__]
+    return {c.kind: c for c in found if isinstance(c, type) and issubclass(c, base) and c is not base}
+
+
+POSTERIOR_KINDS, PRIOR_KINDS = kinds(distributions, Posterior), kinds(distributions, Prior)
+OBJECTIVE_KINDS = {kind: c for kind, c in kinds(objectives, Objective).items() if c is not WithMSSSIM}
+
+
+class Part:
+    """Stands for a part of which only the kind is asked."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+
+def check(posterior="normal", prior="standard_normal", objective="elbo", likelihood="normal", conditional=True):
+    parts = (Part(posterior), Part(prior), Part(likelihood), Part(objective))
+    check_combination(*parts, conditional=conditional)
+
+
+def test_the_table_names_every_part_that_there_is_and_no_other():
+    assert set(PRIORS) == set(POSTERIOR_KINDS)
+    assert {prior for valid, _ in PRIORS.values() for prior in valid} == set(PRIOR_KINDS)
+    assert set(OBJECTIVES) == set(OBJECTIVE_KINDS)
+    assert {p for posteriors, _, _ in OBJECTIVES.values() for p in posteriors} == set(POSTERIOR_KINDS)
+
+
+@pytest.mark.parametrize(("posterior", "prior"), itertools.product(PRIORS, PRIOR_KINDS))
+def test_posterior_and_prior(posterior, prior):
+    valid, reason = PRIORS[posterior]
+    objective = "reconstruction"
+    if posterior == "point" or prior in valid:
+        objective = next(o for o, (posteriors, _, _) in OBJECTIVES.items() if posterior in posteriors)
+    if prior in valid:
+        check(posterior, prior, objective)
+    else:
+        with pytest.raises(ModelError, match=reason):
+            check(posterior, prior, objective)
+
+
+@pytest.mark.parametrize(("objective", "posterior"), itertools.product(OBJECTIVES, PRIORS))
+def test_objective_and_posterior(objective, posterior):
+    posteriors, priors, reason = OBJECTIVES[objective]
+    prior = PRIORS[posterior][0][0]
+    if posterior in posteriors and (priors is None or prior in priors):
+        check(posterior, prior, objective)
+    else:
+        with pytest.raises(ModelError, match=reason):
+            check(posterior, prior, objective)
+
+
+@pytest.mark.parametrize("prior", CONDITIONAL_PRIORS)
+def test_priors_with_covariates_need_a_model_that_takes_them(prior):
+    with pytest.raises(ModelError, match="be given covariates"):
+        check(prior=prior, conditional=False)
+    check(prior=prior, conditional=True)
+
+
+def test_what_an_objective_wraps_is_checked_too():
+    wrapped = WithMSSSIM(ELBO(), weight=1.0, data_range=1.0)
+    with pytest.raises(ModelError, match="compares intensities"):
+        check_combination(Part("normal"), Part("standard_normal"), Part("categorical"), wrapped)
+    with pytest.raises(ModelError, match="density"):
+        check_combination(Part("point"), Part("standard_normal"), Part("normal"), wrapped)
+    check_combination(Part("normal"), Part("standard_normal"), Part("normal"), wrapped)
+
+
+def test_a_part_of_ones_own_passes():
+    check(posterior="mine", prior="mine", objective="mine")
+
+
+def rows():
+    """The two tables of the guide, from the code."""
+    for posterior, (priors, _) in PRIORS.items():
+        yield f"| `{posterior}` | {POSTERIOR_KINDS[posterior].__name__} | {', '.join(f'`{p}`' for p in priors)} |"
+    for objective, (posteriors, priors, _) in OBJECTIVES.items():
+        shown = "all" if priors is None else ", ".join(f"`{p}`" for p in priors)
+        names = ", ".join(f"`{p}`" for p in posteriors)
+        yield f"| `{objective}` | {OBJECTIVE_KINDS[objective].__name__} | {names} | {shown} |"
+
+
+def test_the_guide_shows_the_table():
+    guide = GUIDE.read_text(encoding="utf-8").splitlines()
+    assert [row for row in rows() if row not in guide] == []
+    for name, kind in kinds(distributions, Likelihood).items():
+        assert any(line.startswith(f"| `{name}` | {kind.__name__} |") for line in guide), name
+    for name, kind in PRIOR_KINDS.items():
+        assert any(line.startswith(f"| `{name}` | {kind.__name__} |") for line in guide), name
