@@ -72,7 +72,7 @@ class VAE(keras.Model):
         constant = keras.initializers.Constant
         self.beta = self.add_weight(name="beta", initializer=constant(self.initial_beta), trainable=False)
         self.step = self.add_weight(name="step", dtype="int64", initializer="zeros", trainable=False)
-        self.fault = Fault(REPORTED, name="fault")
+        self.fault = Fault(("log_likelihood", "kl", "elbo"), name="fault")
         self.loss_tracker = keras.metrics.Mean("loss")
         self.trackers = {name: keras.metrics.Mean(name) for name in REPORTED}
         self.build()
@@ -82,7 +82,7 @@ class VAE(keras.Model):
             (self.encoder, (None, *self.data_shape), (self.posterior.parameter_size(self.latent_size),)),
             (self.decoder, (None, self.latent_size), self.data_shape),
         ):
-            made = tuple(network.compute_output_shape(given))[1:]
+            made = _output_shape(network, given)
             if made != tuple(wanted):
                 raise ModelError(
                     f"The network {network.name!r}",
@@ -305,6 +305,14 @@ def _shape(network: keras.Model, side: str) -> tuple[int, ...]:
             fix="Start it with keras.Input, or pass latent_size and data_shape",
         )
     return shape[1:]
+
+
+def _output_shape(network: keras.Model, given: tuple[int | None, ...]) -> tuple[int, ...]:
+    """Shape of one subject's output; a network that cannot tell is tried on zeros."""
+    try:
+        return tuple(network.compute_output_shape(given))[1:]
+    except NotImplementedError:
+        return tuple(network(tf.zeros((1, *given[1:]))).shape)[1:]
 
 
 def _image(inputs: Any) -> tf.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import sys
@@ -23,7 +24,7 @@ from kerasvae.errors import RunError
 from kerasvae.models import VAE
 from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, fit_core, linear_start
 from kerasvae.preprocess import Pipeline, fit_pipeline, grid_of
-from kerasvae.storage import atomic_path
+from kerasvae.storage import atomic_path, recover
 from kerasvae.training.callbacks import Checkpoint, EpochProgress, HeldOutMetrics
 from kerasvae.training.evaluate import evaluate
 from kerasvae.training.recipe import Recipe
@@ -92,6 +93,11 @@ def _open(run: Run, recipe: Recipe, data: str | os.PathLike[str], resume: bool) 
             raise RunError(
                 stored, rule="be the recipe of the run to resume", got="a different one", fix="Train into a new folder"
             )
+        if run.source != source:
+            raise RunError(
+                "--data", rule=f"be that of the run to resume, {run.source}", got=source, fix="Train into a new folder"
+            )
+        recover(run.path / "checkpoint")
         return
     if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
         raise RunError(
@@ -100,7 +106,7 @@ def _open(run: Run, recipe: Recipe, data: str | os.PathLike[str], resume: bool) 
             got="one that holds files",
             fix="Choose another, or add --resume to go on with an interrupted run",
         )
-    with atomic_path(run.path) as folder:
+    with atomic_path(run.path, seal="recipe.toml") as folder:
         folder.mkdir()
         (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
         write_json(folder / "run.json", {"data": source})
@@ -124,16 +130,7 @@ def _prepare(run: Run, recipe: Recipe, data: str | os.PathLike[str], progress: P
     if (run.path / "scans.tsv").is_file():
         run.store.prepare(run.cohort)
         return
-    section = recipe.cohort
-    cohort = Cohort.read(
-        data,
-        select=section.select,
-        covariates=section.covariates,
-        exclude=section.exclude,
-        incomplete=section.incomplete,
-    )
-    roles = recipe.split
-    split = cohort.split(roles.fractions(), seed=roles.seed, stratify=roles.stratify, column=roles.column or None)
+    cohort, split = _plan(run, recipe, data)
     total = len(cohort)
     progress("preprocess", 0, total, f"fitting on {len(split.people('train'))} people")
     if not (run.path / "pipeline.json").is_file():
@@ -141,10 +138,42 @@ def _prepare(run: Run, recipe: Recipe, data: str | os.PathLike[str], progress: P
     count = iter(range(1, total + 1))
     cohort, _bad = run.store.prepare(
         cohort,
-        skip_bad=section.bad_images == "skip",
+        skip_bad=recipe.cohort.bad_images == "skip",
         progress=lambda: progress("preprocess", next(count), total, "to the model grid"),
     )
     write_scans(run.path / "scans.tsv", cohort, split)
+
+
+def _plan(run: Run, recipe: Recipe, data: str | os.PathLike[str]) -> tuple[Cohort, Split]:
+    """Scans and roles: drawn once, before anything is fitted to anyone, and kept.
+
+    Raises:
+        RunError: If the folder has changed since the run was interrupted; another draw would let people whom the
+            pipeline knows into the test.
+    """
+    section, roles, kept = recipe.cohort, recipe.split, run.path / "split.json"
+    cohort = Cohort.read(
+        data,
+        select=section.select,
+        covariates=section.covariates,
+        exclude=section.exclude,
+        incomplete=section.incomplete,
+    )
+    scans = sorted(scan.name for scan in cohort.scans)
+    if kept.is_file():
+        plan = json.loads(kept.read_text(encoding="utf-8"))
+        changed = sorted(set(plan["scans"]) ^ set(scans))
+        if changed:
+            raise RunError(
+                data,
+                rule="hold the scans that the interrupted run began with",
+                got=f"{len(changed)} more or fewer, the first {changed[0]}",
+                fix="Restore them, or train into a new folder",
+            )
+        return cohort, Split(plan["roles"])
+    split = cohort.split(roles.fractions(), seed=roles.seed, stratify=roles.stratify, column=roles.column or None)
+    write_json(kept, {"scans": scans, "roles": dict(split.roles)})
+    return cohort, split
 
 
 def _fit_pipeline(cohort: Cohort, split: Split, recipe: Recipe) -> Pipeline:
@@ -183,7 +212,8 @@ def build_model(recipe: Recipe, images: Array, pipeline: Pipeline) -> VAE:
         options: dict[str, Any] = {"filters": section.filters, "norm": section.norm}
         encoder = conv_encoder(shape, width, dropout=section.dropout, seed=recipe.training.seed, **options)
         decoder = conv_decoder(shape, section.latent_size, **options)
-    likelihood = NormalLikelihood(scale=section.scale, stddev=section.stddev, mask=pipeline.mask)
+    floor = min(1e-3, section.stddev)
+    likelihood = NormalLikelihood(scale=section.scale, stddev=section.stddev, floor=floor, mask=pipeline.mask)
     if section.start == "linear":
         core = fit_core(images, section.latent_size, pipeline.mask)
         encoder, decoder = linear_start(encoder, decoder, core, pipeline.mask)
