@@ -96,7 +96,9 @@ def run(folder: Path, *, epochs: int | None = None) -> list[dict[str, Any]]:
         say(f"round {index + 1} of {ROUNDS}: NLL {-found.mean():.4f} nats, {time.perf_counter() - begun:.0f} s")
     rounds = -np.mean(log_evidence, axis=1)
     of_images = -np.mean(log_evidence, axis=0)
-    say(f"standard deviation over the rounds {rounds.std():.4f}, standard error over images {standard_error(of_images):.4f}")
+    say(
+        f"standard deviation over the rounds {rounds.std():.4f}, standard error over images {standard_error(of_images):.4f}"
+    )
     nll = float(rounds.mean())
     rows = [
         row(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -40,6 +41,16 @@ app = typer.Typer(
 out = Console(highlight=False, soft_wrap=True, markup=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
+EXTRAS = {
+    "train": (
+        "tensorflow", "keras", "tf_keras", "tensorflow_probability", "bids", "pandas", "sklearn", "nilearn",
+        "matplotlib", "jinja2", "markupsafe",
+    ),
+    "export": ("tf2onnx", "onnx"),
+    "serve": ("onnxruntime",),
+}  # fmt: skip
+"""What each extra brings, for the sentence about a missing one."""
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `kerasvae train` wrote.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder that `kerasvae export` wrote.")]
@@ -47,17 +58,33 @@ BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle f
 
 @contextmanager
 def _bar() -> Iterator[Any]:
-    """A function `(stage, done, total, text)` that draws one line a stage on the terminal's error stream."""
+    """A function `(stage, done, total, text)` that draws one line a stage on the terminal's error stream.
+
+    Within, Ctrl-C takes effect at the next call of the function, between two pieces of work: raised inside TensorFlow
+    it can be lost or come out as something else. A second Ctrl-C takes effect at once.
+    """
     columns = (TextColumn("{task.description:<11}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[text]}"), console=err) as bars:
         tasks: dict[str, Any] = {}
+        pressed: list[int] = []
+
+        def press(number: int, frame: Any) -> None:
+            if pressed:
+                raise KeyboardInterrupt
+            pressed.append(number)
 
         def report(stage: str, done: int, total: int, text: str = "") -> None:
+            if pressed:
+                raise KeyboardInterrupt
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=total, text=text)
             bars.update(tasks[stage], completed=done, total=total, text=text)
 
-        yield report
+        before = signal.signal(signal.SIGINT, press)
+        try:
+            yield report
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def _load_tensorflow() -> None:
@@ -271,7 +298,7 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
-        extra = {"tensorflow": "train", "keras": "train", "bids": "train", "tf2onnx": "export", "onnxruntime": "serve"}
+        extra = {module: name for name, modules in EXTRAS.items() for module in modules}
         if missing not in extra:
             raise
         needed = f"pip install 'kerasvae[{extra[missing]}]'"

@@ -33,7 +33,8 @@ class KerasVAEError(Exception):
         self.rule = rule
         self.got = str(got)
         self.fix = fix.rstrip(".")
-        super().__init__(f"{self.what} must {self.rule}, but received {self.got}. {self.fix}.")
+        stop = "" if self.fix.endswith("?") else "."
+        super().__init__(f"{self.what} must {self.rule}, but received {self.got}. {self.fix}{stop}")
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.rule, self.got, self.fix)

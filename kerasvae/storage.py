@@ -14,19 +14,22 @@ from pathlib import Path
 
 from kerasvae.errors import StorageError
 
-__all__ = ["atomic_path"]
+__all__ = ["atomic_path", "recover"]
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, seal: str = "") -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends without an error.
 
     The block writes a file or makes a folder at the temporary path, whose name ends as `path` does (so that
     writers which look at the suffix work). The result is flushed to the disk and renamed; a folder that stands at
-    `path` is put aside first and removed last. After any error the temporary is removed and `path` is as before.
+    `path` is put aside first and removed last (`recover` brings it back if the machine stops in between). An empty
+    folder at `path`, which may be a mount point or the working folder, is filled instead, `seal` last. After any error
+    the temporary is removed and `path` is as before.
 
     Args:
         path: Where the result shall be. Missing parent folders are made.
+        seal: Name of the file by which a reader knows that a folder is whole.
 
     Yields:
         The path to write to.
@@ -41,13 +44,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     ...     (Path(folder) / "note.txt").read_text()
     'all or nothing'
     """
-    final = Path(path)
-    temporary = final.with_name(f".{uuid.uuid4().hex[:12]}-{final.name}")
+    final = Path(os.path.abspath(path))  # noqa: PTH100  a link at `path` is replaced, not followed
+    empty = final.is_dir() and not final.is_symlink() and not any(final.iterdir())
+    temporary = (final if empty else final.parent) / f".{uuid.uuid4().hex[:12]}-{final.name}"
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _flush(temporary)
-        _replace(temporary, final)
+        if empty and temporary.is_dir():
+            _fill(final, temporary, seal)
+        else:
+            _replace(temporary, final)
     except OSError as error:
         _remove(temporary)
         raise StorageError(
@@ -76,8 +83,9 @@ def _replace(temporary: Path, final: Path) -> None:
         final.replace(aside)
         try:
             temporary.replace(final)
-        except OSError:
-            aside.replace(final)
+        except BaseException:
+            if not final.exists():
+                aside.replace(final)
             raise
         shutil.rmtree(aside, ignore_errors=True)
     else:
@@ -89,6 +97,29 @@ def _replace(temporary: Path, final: Path) -> None:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _fill(final: Path, temporary: Path, seal: str) -> None:
+    """Move what is in a folder up into its parent, the file that seals it last."""
+    for entry in sorted(temporary.iterdir(), key=lambda entry: (entry.name == seal, entry.name)):
+        entry.replace(final / entry.name)
+    temporary.rmdir()
+
+
+def recover(path: str | os.PathLike[str]) -> None:
+    """Bring back a folder that was put aside by an `atomic_path` which was stopped between its two renames.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (Path(folder) / ".0123456789ab-old-checkpoint").mkdir()
+    ...     recover(Path(folder) / "checkpoint")
+    ...     [entry.name for entry in Path(folder).iterdir()]
+    ['checkpoint']
+    """
+    final = Path(path)
+    aside = sorted(final.parent.glob(f".*-old-{final.name}")) if final.parent.is_dir() else []
+    if aside and not final.exists():
+        aside[-1].replace(final)
 
 
 def _remove(path: Path) -> None:

@@ -11,6 +11,12 @@ from kerasvae.bundle import Manifest
 
 __all__ = ["model_card"]
 
+FIGURES = {
+    "role", "explained_variance", "explained_variance_pca", "identification", "identification_pca",
+    "identification_chance", "variance_ratio", "variance_ratio_pca", "active_units", "kl_nats", "elbo_nats",
+}  # fmt: skip
+"""What the card needs of metrics.json."""
+
 
 def model_card(manifest: Manifest) -> str:
     """The card of a bundle, Markdown."""
@@ -68,7 +74,7 @@ def _cohort(cohort: dict[str, Any]) -> str:
 
 
 def _figures(metrics: dict[str, Any]) -> str:
-    if not metrics:
+    if not FIGURES <= set(metrics):
         return "## Figures\n\nNot recorded."
     role = metrics["role"]
     rows = [
@@ -80,7 +86,7 @@ def _figures(metrics: dict[str, Any]) -> str:
         ("ELBO, nats a person", "elbo_nats", None, ".1f"),
     ]
     table = "\n".join(
-        f"| {title} | {metrics[ours]:{form}} | {format(metrics[peer], form) if peer else ''} |"
+        f"| {title} | {_cell(metrics[ours], form)} | {_cell(metrics[peer], form) if peer else ''} |"
         for title, ours, peer, form in rows
     )
     return (
@@ -88,6 +94,10 @@ def _figures(metrics: dict[str, Any]) -> str:
         f"validation people, beside it. Chance of identification: {metrics['identification_chance']:.3f}.\n\n"
         f"| | this model | PCA |\n|---|---|---|\n{table}"
     )
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _parity(manifest: Manifest) -> str:

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from kerasvae.errors import BundleError
 from kerasvae.models import VAE
-from kerasvae.preprocess import Pipeline, resample
-from kerasvae.types import Grid, Volume
+from kerasvae.preprocess import Pipeline, RangeIntensity, Scaling, resample
+from kerasvae.types import Array, Grid, Volume
 
-__all__ = ["distance_from_training", "golden_case"]
+__all__ = ["distance_from_training", "golden_case", "made_up"]
 
 SEED = 152
 TOO_CLOSE = 0.2
-"""A golden image nearer to a training image than this part of that image's distance from the mean is refused."""
+"""An image nearer to a training image than this part of that image's distance from the mean is refused."""
 
 
 def golden_case(model: VAE, pipeline: Pipeline | None) -> dict[str, Any]:
@@ -29,14 +29,22 @@ def golden_case(model: VAE, pipeline: Pipeline | None) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     if pipeline is not None:
         own = _own_grid(pipeline)
-        # as an image has no negative intensity, but a z-score has
-        positive = (drawn[0] - drawn[0].min()) * (1.0 if pipeline.mask is None else pipeline.mask)
-        raw = resample(positive, pipeline.grid.matrix, own)
+        inside = 1.0 if pipeline.mask is None else pipeline.mask
+        raw = resample(_in_image_units(drawn[0], pipeline) * inside, pipeline.grid.matrix, own)
         arrays = {"raw": raw, "raw_affine": own.matrix}
         drawn = pipeline.apply(Volume(raw, own.matrix), check=False)[None]
     codes = model.encode(drawn)
     center = np.asarray(model.posterior.center(codes))
     return {**arrays, "image": drawn, **codes, "z": center, "reconstruction": model.decode(center)}
+
+
+def _in_image_units(drawn: Array, pipeline: Pipeline) -> Array:
+    """An image that the pipeline's intensity step would turn into the drawn one."""
+    if isinstance(pipeline.intensity, RangeIntensity):
+        low, high = pipeline.intensity.low, pipeline.intensity.high
+        return Scaling(low, high - low, clip=False).invert(np.clip(drawn, 0, 1) if pipeline.intensity.clip else drawn)
+    # z-scores and percentiles forget the unit; but an image has no negative intensity
+    return drawn - drawn.min()
 
 
 def _own_grid(pipeline: Pipeline) -> Grid:
@@ -50,26 +58,40 @@ def _own_grid(pipeline: Pipeline) -> Grid:
     return Grid.of(shape, affine, "golden")
 
 
-def distance_from_training(golden: NDArray, images: NDArray) -> float:
-    """How far the golden image is from its nearest training image.
+def made_up(model: VAE, golden: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a bundle shows of nobody: the golden image, the draw it was made from, and what the decoder makes of z = 0.
 
     Args:
-        golden: (1, *data_shape).
+        model: The model.
+        golden: The golden image, (1, *data_shape).
+
+    Returns:
+        (3, *data_shape).
+    """
+    middle = model.decode(np.zeros((1, model.latent_size), np.float32))
+    return np.concatenate([golden, model.sample(1, seed=SEED), middle])
+
+
+def distance_from_training(made: NDArray, images: NDArray) -> float:
+    """How far the images that a bundle gives away are from the nearest training image.
+
+    Args:
+        made: From `made_up`, (m, *data_shape).
         images: Training images, (n, *data_shape).
 
     Returns:
-        min over i of ‖g − xᵢ‖ / ‖xᵢ − x̄‖: 0 for a copy of a training image, about 1 or more for another person.
+        min over g and i of ‖g − xᵢ‖ / ‖xᵢ − x̄‖: 0 for a copy of a training image, about 1 or more for another person.
 
     Raises:
         BundleError: If a training image would be as good as published.
     """
     flat = images.reshape(len(images), -1).astype(np.float64)
-    away = np.linalg.norm(flat - golden.reshape(1, -1), axis=1)
+    away = np.min([np.linalg.norm(flat - image.ravel(), axis=1) for image in made], axis=0)
     spread = np.linalg.norm(flat - flat.mean(axis=0), axis=1)
     nearest = float((away / np.maximum(spread, 1e-12)).min())
     if nearest < TOO_CLOSE:
         raise BundleError(
-            "The golden image",
+            "Every image that the decoder makes of nobody",
             rule=f"differ from every training image by {TOO_CLOSE} of that image's distance from the mean",
             got=f"{nearest:.3f}",
             fix="The model has memorised a person: train it with fewer latents or more people",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from kerasvae.errors import StorageError
 from kerasvae.models import VAE
 from kerasvae_export.graphs import Graph
 
@@ -19,10 +20,21 @@ def write_saved_model(model: VAE, made: dict[str, Graph], folder: Path) -> None:
         model: What its functions use is stored, the optimiser's state is not.
         made: From `kerasvae_export.graphs.graphs`.
         folder: A new folder; TF Serving wants its name to be the version, an integer.
+
+    Raises:
+        StorageError: If it cannot be written.
     """
     module = tf.Module()
     parts = (model.encoder, model.decoder, model.posterior, model.likelihood)
     module.weights = [variable.value for part in parts for variable in part.variables]
     module.functions = {name: graph.function for name, graph in made.items()}
     signatures = {name: graph.function.get_concrete_function() for name, graph in made.items()}
-    tf.saved_model.save(module, str(folder), signatures={**signatures, "serving_default": signatures["encode"]})
+    try:
+        tf.saved_model.save(module, str(folder), signatures={**signatures, "serving_default": signatures["encode"]})
+    except tf.errors.OpError as error:  # TensorFlow's own form of a full disk
+        raise StorageError(
+            folder,
+            rule="be a place that can be written to",
+            got=error.message.splitlines()[0],
+            fix="Free some space or choose another folder; what stood there before is untouched",
+        ) from error

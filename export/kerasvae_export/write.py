@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasvae.bundle import DECODER, ENCODER, GOLDEN, Manifest, Reference, Tensor, write_manifest
+from kerasvae.bundle import DECODER, ENCODER, GOLDEN, MANIFEST, Manifest, Reference, Tensor, write_manifest
 from kerasvae.errors import ArgumentError, BundleError
 from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline
 from kerasvae.storage import atomic_path
 from kerasvae.training.run import Run, load_run
 from kerasvae_export.card import model_card
-from kerasvae_export.golden import distance_from_training, golden_case
+from kerasvae_export.golden import distance_from_training, golden_case, made_up
 from kerasvae_export.graphs import graphs
 from kerasvae_export.onnx import OPSET, write_onnx
 from kerasvae_export.parity import TOLERANCE, onnx_differences, saved_model_differences
@@ -30,6 +30,8 @@ __all__ = ["export", "export_run"]
 
 PACKAGES = ("kerasvae", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "scipy", "nibabel")
 MOST_SCORES = 1000
+FEWEST = 5
+"""A level of a covariate with fewer scans is published as `other` only."""
 """Scores of this many people at most are kept in the manifest, evenly spaced in rank."""
 
 
@@ -71,16 +73,17 @@ def export(
     final = Path(path)
     _check_arguments(final, name, version)
     arrays = golden_case(model, pipeline)
-    distance = None if train_images is None else distance_from_training(arrays["image"], train_images)
-    made = graphs(model)
+    made = made_up(model, arrays["image"])
+    distance = None if train_images is None else distance_from_training(made, train_images)
+    functions = graphs(model)
     digest = weights_digest(model)
-    with atomic_path(final) as folder:
+    with atomic_path(final, seal=MANIFEST) as folder:
         folder.mkdir()
         np.savez_compressed(folder / GOLDEN, **arrays)
-        write_saved_model(model, made, folder / "saved_model" / str(version))
+        write_saved_model(model, functions, folder / "saved_model" / str(version))
         metadata = _metadata(name, version, pipeline, digest)
-        write_onnx(made["encode"], folder / ENCODER, metadata)
-        write_onnx(made["decode"], folder / DECODER, metadata)
+        write_onnx(functions["encode"], folder / ENCODER, metadata)
+        write_onnx(functions["decode"], folder / DECODER, metadata)
         parity = onnx_differences(folder, arrays) | saved_model_differences(
             folder / "saved_model" / str(version), arrays
         )
@@ -229,7 +232,9 @@ def _summary(cells: Sequence[str]) -> dict[str, Any]:
         values = np.array(cells, dtype=np.float64)
     except ValueError:
         levels, counts = np.unique(cells, return_counts=True)
-        return {"levels": dict(zip(levels.tolist(), counts.tolist(), strict=True))}
+        known = {str(level): int(n) for level, n in zip(levels, counts, strict=True) if n >= FEWEST}
+        rest = len(cells) - sum(known.values())
+        return {"levels": known | ({"other": rest} if rest else {})}
     return {"mean": float(values.mean()), "stddev": float(values.std()), "decades": _decades(values)}
 
 

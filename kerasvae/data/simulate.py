@@ -220,7 +220,11 @@ def _begin(root: Path, settings: str) -> bool:
         "License": "CC0-1.0",
         "GeneratedBy": [{"Name": "kerasvae simulate", "Version": version, "Description": settings}],
     }
-    if description.is_file() and json.loads(description.read_text(encoding="utf-8")) == content:
+    try:
+        found = json.loads(description.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or not JSON
+        found = None
+    if found == content:
         return (root / "ground_truth.tsv").is_file() and not (root / NOTES).exists()
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ArgumentError(

@@ -197,7 +197,10 @@ class PowerSphericalPosterior(_SphericalPosterior):
         return mode, tf.sqrt(2 / (concentration + size - 2))
 
     def _angles(self, concentration: tf.Tensor, size: int, samples: int, seed: tf.Tensor) -> tf.Tensor:
-        """From the two gamma variables of the Beta variable, so that neither it nor its complement is rounded off."""
+        """From the two gamma variables of the Beta variable, so that neither it nor its complement is rounded off.
+
+        Their own gradient is not used: at large concentrations it is far off.
+        """
         seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
         b = tf.fill(tf.shape(concentration), 0.5 * (size - 1))
         near = tfd.Gamma(b, 1.0).sample(samples, seed=seeds[0])

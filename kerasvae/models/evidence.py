@@ -40,9 +40,9 @@ def log_evidence(model: VAE, x: NDArray[np.float32], samples: int, *, chunk: int
 
     Voxels are summed in float64: of a million of them, float32 would lose the differences between draws.
 
-    Draws depend on `seed`, on the subject's row in `x` and on `chunk`, and are shared by no two of these: the same
-    three give the same numbers, others move them by Monte-Carlo error alone. More samples keep the draws of the full
-    chunks before them.
+    Draws depend on `seed`, on the subject's row in `x` and on `chunk`: the same three give the same numbers, others move
+    them by Monte-Carlo error alone. No two seeds and no two rows share draws; more samples keep those of the full chunks
+    before them.
 
     Args:
         model: Posterior, prior and likelihood are used; the objective is not.

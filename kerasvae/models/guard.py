@@ -17,6 +17,7 @@ class Fault(keras.layers.Layer):
     """Where the first non-finite term appeared, as variables that a compiled train step can write."""
 
     def __init__(self, terms: tuple[str, ...], **kwargs: Any) -> None:
+        """Terms are named in this order: what a sum is made of comes before the sum."""
         super().__init__(**kwargs)
         self.terms = terms
         self.step = self._integer("step", ())

@@ -5,7 +5,7 @@ Kingma & Welling 2014, arXiv 1312.6114; Rezende, Mohamed & Wierstra 2014, arXiv 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -86,8 +86,7 @@ class VAE(keras.Model):
 
     def _add_state(self) -> None:
         """What changes during training beside the weights of the parts."""
-        constants = self.objective.get_config()
-        names = self.objective.scheduled
+        constants, names = self.objective.constants, self.objective.scheduled
         self.scheduled = {name: self._number(name, float(constants[name])) for name in names}
         self.step = self._number("step", 0, "int64")
         self.people = self._number("people", 0, "int64")
@@ -96,9 +95,9 @@ class VAE(keras.Model):
         self.remembered = self._number("remembered", 0, "int64")
         self.critic = self.objective.build_critic(self.latent_size)
         self.critic_optimizer = self.objective.critic_optimizer()
-        if self.critic is not None:
+        if self.critic is not None and self.critic_optimizer is not None:
             self.critic_optimizer.build(self.critic.trainable_variables)
-        self.fault = Fault((*REPORTED, *self.objective.extras, "loss", "penalty"), name="fault")
+        self.fault = Fault(("log_likelihood", "kl", *self.objective.extras, "penalty", "loss", "elbo"), name="fault")
         self.loss_tracker = keras.metrics.Mean("loss")
         names = (*REPORTED, *self.objective.extras, *self.objective.aggregates)
         self.trackers = {name: keras.metrics.Mean(name) for name in names}
@@ -113,7 +112,7 @@ class VAE(keras.Model):
             (self.encoder, (None, *self.data_shape), (self.posterior.parameter_size(self.latent_size),)),
             (self.decoder, (None, self.latent_size), (*self.data_shape, *channels)),
         ):
-            made = tuple(network.compute_output_shape(given))[1:]
+            made = _output_shape(network, given)
             if made != tuple(wanted):
                 raise ModelError(
                     f"The network {network.name!r}",
@@ -122,13 +121,13 @@ class VAE(keras.Model):
                     fix=f"Change its last layer; latent_size is {self.latent_size}, data_shape {self.data_shape}",
                 )
         for part in (self.posterior, self.prior, self.likelihood):
-            for name, wanted in (("latent_size", self.latent_size), ("data_shape", self.data_shape)):
-                given = getattr(part, name, None)
-                if given is not None and given != wanted:
+            for size in ("latent_size", "data_shape"):
+                theirs, own = getattr(part, size, None), getattr(self, size)
+                if theirs is not None and theirs != own:
                     raise ModelError(
-                        f"The {name} of {type(part).__name__}",
-                        rule=f"be the model's, {wanted}",
-                        got=given,
+                        f"The {size} of {type(part).__name__}",
+                        rule=f"be the model's, {own}",
+                        got=theirs,
                         fix="Make it with the model's sizes",
                     )
         mask = self.likelihood.mask
@@ -214,7 +213,7 @@ class VAE(keras.Model):
             pairwise=lambda: self.posterior.log_prob_per_dimension(parameters, z[0][:, None]),
             people=tf.cast(tf.convert_to_tensor(self.people), tf.float32),
             scheduled={name: tf.convert_to_tensor(value) for name, value in self.scheduled.items()},
-            critic=None if self.critic is None else lambda codes: self.critic(codes, training=training),
+            critic=self.critic,
             seed=for_rest,
             image=lambda: image,
             reconstruction=lambda: tf.reshape(self.likelihood.mean(decoded), (count, batch, *self.data_shape)),
@@ -287,7 +286,7 @@ class VAE(keras.Model):
         self.likelihood.update(image, decoded)
         if self.objective.memory:
             self._remember(draws.z[0])
-        if self.critic is not None:
+        if self.critic is not None and self.critic_optimizer is not None:
             still = draws._replace(z=tf.stop_gradient(draws.z))
             with tf.GradientTape() as tape:
                 loss = self.objective.critic_loss(self.critic, still)
@@ -448,6 +447,14 @@ def _shape(network: keras.Model, side: str) -> tuple[int, ...]:
             fix="Start it with keras.Input, or pass latent_size and data_shape",
         )
     return shape[1:]
+
+
+def _output_shape(network: keras.Model, given: tuple[int | None, ...]) -> tuple[int, ...]:
+    """Shape of one subject's output; a network that cannot tell is tried on zeros."""
+    try:
+        return tuple(network.compute_output_shape(given))[1:]
+    except NotImplementedError:
+        return tuple(network(tf.zeros((1, *given[1:]))).shape)[1:]
 
 
 def _image(inputs: Any) -> tf.Tensor:

@@ -266,6 +266,8 @@ class WithMSSSIM(Objective):
 
     def terms(self, draws: Draws) -> Terms:
         """The terms of the objective within, and ms_ssim, the mean over draws."""
+        assert draws.image is not None  # the model gives both
+        assert draws.reconstruction is not None
         terms = self.objective.terms(draws)
         reconstruction = draws.reconstruction()
         shape = reconstruction.shape[2:]

@@ -51,6 +51,10 @@ class Scaling:
         return data * np.float32(self.scale) + np.float32(self.offset)
 
 
+MOST_OUTSIDE = 0.5
+"""Share of the voxels that may lie outside a fixed range and be clipped."""
+
+
 class _Step(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -117,7 +121,23 @@ class RangeIntensity(_Step):
         return self
 
     def scaling(self, data: Array, mask: Mask | None = None, *, source: str = "image") -> Scaling:
-        """The line, which is the same for every image; see `Scaling`."""
+        """The line, which is the same for every image; see `Scaling`.
+
+        Raises:
+            VolumeError: If the image is constant where it counts, or most of it lies outside the range.
+        """
+        values = data.ravel() if mask is None else data[mask]
+        lowest, highest = float(values.min()), float(values.max())
+        if not highest > lowest:
+            raise _flat(source, f"{lowest:g} everywhere")
+        outside = float(((values < self.low) | (values > self.high)).mean())
+        if self.clip and outside > MOST_OUTSIDE:
+            raise VolumeError(
+                source,
+                rule=f"have most of its values within {self.low:g} and {self.high:g}, the range of the intensity step",
+                got=f"{outside:.0%} outside, from {lowest:g} to {highest:g}",
+                fix="Check its unit, or change low and high",
+            )
         return Scaling(self.low, self.high - self.low, self.clip)
 
 

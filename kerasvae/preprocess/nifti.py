@@ -66,13 +66,15 @@ def read_volume(path: str | os.PathLike[str], *, volume: int | None = None) -> V
 
 
 def as_volume(image: str | os.PathLike[str] | Volume | Any) -> Volume:
-    """A `Volume` from a path, a `Volume` (returned as it is) or a nibabel image (with the checks of `read_volume`).
+    """A `Volume` from a path, a `Volume` (returned as it is) or a nibabel image, with the checks of `read_volume`.
 
     Raises:
         VolumeError: As `read_volume`.
         ArgumentError: If it is none of these.
     """
     if isinstance(image, Volume):
+        _check_affine(image.affine, image.source)
+        _check_values(image.data, image.source)
         return image
     if isinstance(image, (str, os.PathLike)):
         return read_volume(image)
@@ -138,6 +140,9 @@ def _open_image(stream: BinaryIO, source: str) -> Any:
         from nibabel import Nifti2Image as kind  # noqa: N813
     elif head[:4] == b"\0\0\0\1" and len(head) == 348:
         from nibabel.freesurfer import MGHImage as kind  # noqa: N813
+
+        if head[28:30] == b"\0\0":  # goodRASFlag; nibabel would put a centred identity in its place
+            raise _wrong(source, "say where it lies in space", "an MGZ header without a position", "Convert it again")
     elif not head:
         raise _wrong(source, "hold an image", "an empty file", "Copy it again")
     else:
@@ -171,11 +176,7 @@ def _to_volume(image: Any, source: str, volume: int | None) -> Volume:
     native = _read_data(image, source, volume)
     if native.size == 0:
         raise _wrong(source, "hold at least one voxel", f"shape {native.shape}", "Make the image again")
-    # the sum is finite when every value is; only a sum that is not asks for the slow count
-    with np.errstate(all="ignore"):
-        finite = bool(np.isfinite(native.sum(dtype=np.float64)))
-    if not finite and (bad := int(native.size - np.isfinite(native).sum())):
-        raise _wrong(source, "hold finite numbers", f"{bad} voxels of NaN or infinity", "Replace them, e.g. by 0")
+    _check_values(native, source)
     lowest, highest = float(native.min()), float(native.max())
     if lowest == highest:
         raise _wrong(source, "hold a brain image", f"{lowest:g} in every voxel", "Make the image again")
@@ -200,7 +201,25 @@ def _affine_of(image: Any, source: str) -> tuple[Affine, int | None]:
             raise _wrong(source, "say where it lies in space", "sform and qform codes of 0", "Set its sform")
     if image.affine is None:
         raise _wrong(source, "say where it lies in space", "no affine", "Give the image an affine")
+    unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else "mm"
+    if unit not in ("mm", "unknown"):
+        raise _wrong(source, "count in millimetres", f"an affine in {unit}s", "Scale its affine and set its unit")
     affine = np.asarray(image.affine, dtype=np.float64)
+    _check_affine(affine, source)
+    return affine, code
+
+
+def _check_values(data: NDArray[Any], source: str) -> None:
+    """Refuse NaN and infinity."""
+    # the sum is finite when every value is; only a sum that is not asks for the slow count
+    with np.errstate(all="ignore"):
+        finite = bool(np.isfinite(data.sum(dtype=np.float64)))
+    if not finite and (bad := int(data.size - np.isfinite(data).sum())):
+        raise _wrong(source, "hold finite numbers", f"{bad} voxels of NaN or infinity", "Replace them, e.g. by 0")
+
+
+def _check_affine(affine: Affine, source: str) -> None:
+    """Refuse an affine that cannot be inverted."""
     with np.errstate(all="ignore"):
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         # the volume of a voxel against that of a box with its edges: 1 for right angles, 0 for a flat one
@@ -208,7 +227,6 @@ def _affine_of(image: Any, source: str) -> tuple[Affine, int | None]:
     if not np.isfinite(affine).all() or lengths.min() < 1e-4 or not skew > 1e-3:
         rows = np.array2string(affine[:3], precision=3, separator=", ").replace("\n", "")
         raise _wrong(source, "have an affine that can be inverted", rows, "Set its sform or qform")
-    return affine, code
 
 
 def _read_data(image: Any, source: str, volume: int | None) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,10 +22,8 @@ from kerasvae.types import Array, Mask
 
 __all__ = ["build_model", "kinds"]
 
-Part = TypeVar("Part")
 
-
-def kinds(module: Any, base: type[Part]) -> dict[str, type[Part]]:
+def kinds(module: Any, base: Any) -> dict[str, Any]:
     """The public classes of a family that a recipe can name, by their kind.
 
     >>> sorted(kinds(distributions, Prior))[:3]
@@ -128,7 +126,7 @@ def _check_linear(section: ModelSection) -> None:
         )
 
 
-def _part(base: type[Part], kind: str, options: Mapping[str, Any], sizes: Mapping[str, Any], key: str) -> Any:
+def _part(base: Any, kind: str, options: Mapping[str, Any], sizes: Mapping[str, Any], key: str) -> Any:
     """An object of a kind: its options from the recipe, and those of the sizes that its constructor takes."""
     family = kinds(objectives if base is Objective else distributions, base)
     if kind not in family:

@@ -47,7 +47,7 @@ class _Images:
 def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     """Read the test people once and write the figures.
 
-    Where the split has no test people, validation people are used and `role` says so.
+    Where the split has no test people, validation people are used, without these training people; `role` says so.
 
     Args:
         run: With a trained model.
@@ -59,7 +59,7 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
         normal one; the likelihood's numbers, such as `sigma`, go by their names.
     """
     model, recipe = run.model, run.recipe
-    role = "test" if run.split.people("test") else "validation"
+    role = next(name for name in ("test", "validation", "train") if run.split.people(name))
     train, held_out = _Images.of(run, "train"), _Images.of(run, role)
     inside = np.ones(model.data_shape, bool) if run.pipeline.mask is None else run.pipeline.mask
     mean_image = train.volumes.mean(axis=0)
@@ -73,6 +73,7 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     codes = model.encode(held_out.volumes)
     per_dimension = terms.get("kl_per_dimension", np.zeros((1, 0)))
     n_voxels = int(inside.sum())
+    finished = (run.path / "metrics.json").is_file()
     metrics = {
         "role": role,
         "explained_variance": explained_variance(x, r, mean),
@@ -93,9 +94,8 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
         **{f"n_{name}": count for name, count in run.split.counts().items()},
         "n_voxels": n_voxels,
         "latent_size": recipe.model.latent_size,
-        "seconds": run.metrics["seconds"] if seconds is None else seconds,
+        "seconds": seconds if seconds is not None or not finished else run.metrics["seconds"],
     }
-    write_json(run.path / "metrics.json", metrics)
     _write_latents(run)
     pca_images = np.zeros_like(reconstructions)
     pca_images[:, inside] = pca
@@ -110,8 +110,9 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
             mask=inside,
             affine=run.pipeline.grid.matrix,
         )
+    write_json(run.path / "metrics.json", metrics)  # last: with it the run is finished
     run.__dict__.pop("metrics", None)
-    return metrics
+    return run.metrics
 
 
 def _information(model: VAE, codes: dict[str, NDArray[np.float32]]) -> float | None:

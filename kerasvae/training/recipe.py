@@ -6,6 +6,7 @@ by name (`demo`, `t1-4mm`, `gm-4mm`). The resolved copy in the run folder names 
 
 from __future__ import annotations
 
+import re
 import tomllib
 import types
 import typing
@@ -16,12 +17,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kerasvae.errors import RecipeError, nearest
+from kerasvae.errors import KerasVAEError, RecipeError, nearest
 from kerasvae.preprocess import Intensity
 
 __all__ = ["Recipe", "load_recipe", "shipped_recipes"]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+SHAPES = {"model_type": "table", "model_attributes_type": "table", "dict_type": "table", "tuple_type": "list"}
+"""What TOML calls the values that pydantic asks for."""
 
 
 class Section(BaseModel):
@@ -82,8 +86,23 @@ class ModelSection(Section):
     norm: Literal["group", "none"] = Field("group", description="normalisation: group or none")
     dropout: float = Field(0.0, ge=0, lt=1, description="rate before the last layer of the encoder")
     start: Literal["linear", "random"] = Field("linear", description="probabilistic PCA as linear core, or nothing")
-    scale: Literal["optimal", "fixed"] = Field("optimal", description="scale of the likelihood: optimal or fixed")
-    stddev: float = Field(1.0, gt=0, description="the scale where it is fixed")
+    posterior: str = Field("normal", description="kind of the posterior")
+    posterior_options: dict[str, Any] = Field({}, description="what its class takes")
+    prior: str = Field("standard_normal", description="kind of the prior")
+    prior_options: dict[str, Any] = Field({}, description="what its class takes")
+    likelihood: str = Field("normal", description="kind of the likelihood")
+    likelihood_options: dict[str, Any] = Field({}, description="what its class takes")
+    scale: Literal["optimal", "fixed", "learned", "per_voxel", "decoder"] = Field(
+        "optimal", description="scale of the normal likelihood"
+    )
+    stddev: float = Field(1.0, gt=0, description="the scale where it is fixed, and at the start")
+
+
+class ObjectiveSection(Section):
+    """`[objective]`: what is minimised."""
+
+    kind: str = Field("elbo", description="kind of the objective")
+    options: dict[str, Any] = Field({}, description="what its class takes")
 
 
 class TrainingSection(Section):
@@ -107,6 +126,7 @@ class Recipe(Section):
     pipeline: PipelineSection
     split: SplitSection = SplitSection()
     model: ModelSection = ModelSection()
+    objective: ObjectiveSection = ObjectiveSection()
     training: TrainingSection = TrainingSection()
 
     def to_toml(self) -> str:
@@ -137,7 +157,7 @@ def load_recipe(source: str | Path, settings: Sequence[str] = ()) -> Recipe:
         settings: Overrides as ``"section.key=value"``, values in TOML (a bare word is taken as text).
 
     Raises:
-        RecipeError: If the file is missing or not TOML, a key is unknown, or a value is outside its rule.
+        RecipeError: If the file is missing, not UTF-8 or not TOML, a key is unknown, or a value is outside its rule.
     """
     text = _read(source)
     try:
@@ -165,6 +185,9 @@ def _read(source: str | Path) -> str:
             return path.read_text(encoding="utf-8")
         except OSError as error:
             raise RecipeError(path, rule="be a readable TOML file", got=error.strerror, fix="Check the path") from error
+        except UnicodeDecodeError as error:
+            got = f"the byte 0x{error.object[error.start]:02x} at position {error.start}"
+            raise RecipeError(path, rule="be UTF-8 text", got=got, fix="Save it as UTF-8") from error
     names = shipped_recipes()
     if str(source) not in names:
         close = nearest(str(source), names)
@@ -194,37 +217,70 @@ def _override(content: dict[str, Any], setting: str) -> None:
 
 
 def _explain(error: ValidationError, source: str) -> RecipeError:
-    """The first problem as one sentence; a misspelt key is met with the nearest valid one."""
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        valid = _keys_of(Recipe, problem["loc"][:-1])
-        close = nearest(str(problem["loc"][-1]), valid)
-        return RecipeError(
-            f"The key {where!r} of {source}",
-            rule="be one that recipes have",
-            got="an unknown key",
-            fix=f"Did you mean {close!r}?" if close else f"Valid here: {', '.join(valid)}",
-        )
+    """The first problem as one sentence; keys that are missing come last, for they may only be misspelt."""
+    problem = min(error.errors(), key=lambda each: each["type"] == "missing")
+    kind, location = problem["type"], problem["loc"]
+    if kind == "extra_forbidden":
+        return _unknown_key(location, source)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _wrong_kind(location, problem["input"], source)
+    where, cause = _place(location), problem.get("ctx", {}).get("error")
+    if isinstance(cause, KerasVAEError):
+        return RecipeError(f"The key '{where}.{cause.what}' of {source}", rule=cause.rule, got=cause.got, fix=cause.fix)
     rule = problem["msg"][0].lower() + problem["msg"][1:]
+    if kind in SHAPES:
+        rule = f"be a {SHAPES[kind]}"
     return RecipeError(
         f"The key {where!r} of {source}",
         rule=rule.removeprefix("input should ").replace("field required", "be given"),
-        got="nothing" if problem["type"] == "missing" else repr(problem["input"]),
+        got="nothing" if kind == "missing" else repr(problem["input"]),
         fix="Correct the recipe",
     )
 
 
-def _keys_of(model: Any, location: Sequence[Any]) -> list[str]:
-    """Valid keys at a place in the recipe; unions (such as intensity) give the keys of all their members."""
-    models = [model]
+def _unknown_key(location: Sequence[Any], source: str) -> RecipeError:
+    """A misspelt key is met with the nearest valid one."""
+    valid = sorted({key for model in _models_at(location[:-1]) for key in model.model_fields})
+    close = nearest(str(location[-1]), valid)
+    return RecipeError(
+        f"The key {_place(location)!r} of {source}",
+        rule="be one that recipes have",
+        got="an unknown key",
+        fix=f"Did you mean {close!r}?" if close else f"Valid here: {', '.join(valid)}",
+    )
+
+
+def _wrong_kind(location: Sequence[Any], table: Mapping[str, Any], source: str) -> RecipeError:
+    """A table, one of several kinds, whose `kind` is unknown or not given; the key itself may be misspelt."""
+    models = _models_at(location)
+    valid = [model.model_fields["kind"].default for model in models]
+    unknown = [key for key in table if all(key not in model.model_fields for model in models)]
+    if "kind" not in table and unknown:
+        return _unknown_key([*location, "", unknown[0]], source)  # "": the kind, which pydantic could not tell
+    close = nearest(str(table.get("kind")), valid)
+    return RecipeError(
+        f"The key '{_place(location)}.kind' of {source}",
+        rule=f"be one of {', '.join(map(repr, valid))}",
+        got=repr(table["kind"]) if "kind" in table else "nothing",
+        fix=f"Did you mean {close!r}?" if close else "Choose one",
+    )
+
+
+def _place(location: Sequence[Any]) -> str:
+    """A place as a recipe writes it; after `intensity`, pydantic puts the kind, which is no key."""
+    return ".".join(str(part) for above, part in zip(("", *location), location, strict=False) if above != "intensity")
+
+
+def _models_at(location: Sequence[Any]) -> list[Any]:
+    """The model at a place in the recipe; all members of a union (such as intensity)."""
+    models: list[Any] = [Recipe]
     for part in location:
         models = [
             member
             for each in models
             for member in _models_in(each.model_fields[part].annotation if part in each.model_fields else each)
         ]
-    return sorted({key for each in models for key in each.model_fields})
+    return models
 
 
 def _models_in(annotation: Any) -> list[Any]:
@@ -239,8 +295,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return '"' + re.sub(r'["\\\x00-\x1f\x7f]', _escape, value) + '"'
     if isinstance(value, Mapping):
         inner = ", ".join(f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items() if item is not None)
         return "{ " + inner + " }" if inner else "{}"
@@ -250,4 +305,10 @@ def _toml(value: Any) -> str:
 
 
 def _toml_key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() else _toml(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
+
+
+def _escape(match: re.Match[str]) -> str:
+    """What may not stand as it is in a TOML string: quotes, backslashes and control characters."""
+    character = match[0]
+    return f"\\{character}" if character in '"\\' else f"\\u{ord(character):04x}"

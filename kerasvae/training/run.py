@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,12 @@ class Run:
 
         from kerasvae.models import VAE
 
-        model = keras.saving.load_model(self._file("model.keras"))
+        path = self._file("model.keras")
+        try:
+            model = keras.saving.load_model(path)
+        except (ValueError, OSError, KeyError) as error:  # what Keras raises for a damaged file
+            got = str(error).strip().splitlines()[0]
+            raise RunError(path, rule="be a model that Keras can load", got=got, fix="Train it again") from error
         if not isinstance(model, VAE):
             raise RunError(
                 self.path / "model.keras", rule="hold a kerasvae VAE", got=type(model).__name__, fix="Retrain"
@@ -82,7 +88,12 @@ class Run:
             for row in self.scans
             if row["role"] != "excluded"
         )
-        return Cohort(scans, Path(self._json("run.json")["data"]))
+        return Cohort(scans, Path(self.source))
+
+    @property
+    def source(self) -> str:
+        """Where the images were read from, as an absolute path."""
+        return str(self._json("run.json")["data"])
 
     @property
     def store(self) -> VolumeStore:
@@ -101,7 +112,11 @@ class Run:
         return path
 
     def _json(self, name: str) -> Any:
-        return json.loads(self._file(name).read_text(encoding="utf-8"))
+        path = self._file(name)
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(path, rule="be JSON", got=str(error), fix="Train or evaluate again") from error
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
@@ -122,9 +137,18 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically."""
+    """Write JSON atomically; numbers that are not finite become null."""
+    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:

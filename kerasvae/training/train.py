@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import sys
@@ -21,10 +22,9 @@ from kerasvae.data.dataset import evaluation_dataset, steps_per_epoch, training_
 from kerasvae.distributions import NormalLikelihood
 from kerasvae.errors import RunError
 from kerasvae.models import VAE
-from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, fit_core, linear_start
-from kerasvae.objectives import ELBO
 from kerasvae.preprocess import Pipeline, fit_pipeline, grid_of
-from kerasvae.storage import atomic_path
+from kerasvae.storage import atomic_path, recover
+from kerasvae.training.build import build_model
 from kerasvae.training.callbacks import Checkpoint, EpochProgress, HeldOutMetrics
 from kerasvae.training.evaluate import evaluate
 from kerasvae.training.recipe import Recipe
@@ -32,7 +32,7 @@ from kerasvae.training.run import Run, load_run, write_json, write_scans, write_
 from kerasvae.training.schedules import Linear, Schedule, Schedules
 from kerasvae.types import Array
 
-__all__ = ["Progress", "build_model", "train"]
+__all__ = ["Progress", "train"]
 
 Progress = Callable[[str, int, int, str], None]
 """Called with a stage, steps done, steps in all, and a short text."""
@@ -93,6 +93,11 @@ def _open(run: Run, recipe: Recipe, data: str | os.PathLike[str], resume: bool) 
             raise RunError(
                 stored, rule="be the recipe of the run to resume", got="a different one", fix="Train into a new folder"
             )
+        if run.source != source:
+            raise RunError(
+                "--data", rule=f"be that of the run to resume, {run.source}", got=source, fix="Train into a new folder"
+            )
+        recover(run.path / "checkpoint")
         return
     if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
         raise RunError(
@@ -101,7 +106,7 @@ def _open(run: Run, recipe: Recipe, data: str | os.PathLike[str], resume: bool) 
             got="one that holds files",
             fix="Choose another, or add --resume to go on with an interrupted run",
         )
-    with atomic_path(run.path) as folder:
+    with atomic_path(run.path, seal="recipe.toml") as folder:
         folder.mkdir()
         (folder / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
         write_json(folder / "run.json", {"data": source})
@@ -125,16 +130,7 @@ def _prepare(run: Run, recipe: Recipe, data: str | os.PathLike[str], progress: P
     if (run.path / "scans.tsv").is_file():
         run.store.prepare(run.cohort)
         return
-    section = recipe.cohort
-    cohort = Cohort.read(
-        data,
-        select=section.select,
-        covariates=section.covariates,
-        exclude=section.exclude,
-        incomplete=section.incomplete,
-    )
-    roles = recipe.split
-    split = cohort.split(roles.fractions(), seed=roles.seed, stratify=roles.stratify, column=roles.column or None)
+    cohort, split = _plan(run, recipe, data)
     total = len(cohort)
     progress("preprocess", 0, total, f"fitting on {len(split.people('train'))} people")
     if not (run.path / "pipeline.json").is_file():
@@ -142,10 +138,42 @@ def _prepare(run: Run, recipe: Recipe, data: str | os.PathLike[str], progress: P
     count = iter(range(1, total + 1))
     cohort, _bad = run.store.prepare(
         cohort,
-        skip_bad=section.bad_images == "skip",
+        skip_bad=recipe.cohort.bad_images == "skip",
         progress=lambda: progress("preprocess", next(count), total, "to the model grid"),
     )
     write_scans(run.path / "scans.tsv", cohort, split)
+
+
+def _plan(run: Run, recipe: Recipe, data: str | os.PathLike[str]) -> tuple[Cohort, Split]:
+    """Scans and roles: drawn once, before anything is fitted to anyone, and kept.
+
+    Raises:
+        RunError: If the folder has changed since the run was interrupted; another draw would let people whom the
+            pipeline knows into the test.
+    """
+    section, roles, kept = recipe.cohort, recipe.split, run.path / "split.json"
+    cohort = Cohort.read(
+        data,
+        select=section.select,
+        covariates=section.covariates,
+        exclude=section.exclude,
+        incomplete=section.incomplete,
+    )
+    scans = sorted(scan.name for scan in cohort.scans)
+    if kept.is_file():
+        plan = json.loads(kept.read_text(encoding="utf-8"))
+        changed = sorted(set(plan["scans"]) ^ set(scans))
+        if changed:
+            raise RunError(
+                data,
+                rule="hold the scans that the interrupted run began with",
+                got=f"{len(changed)} more or fewer, the first {changed[0]}",
+                fix="Restore them, or train into a new folder",
+            )
+        return cohort, Split(plan["roles"])
+    split = cohort.split(roles.fractions(), seed=roles.seed, stratify=roles.stratify, column=roles.column or None)
+    write_json(kept, {"scans": scans, "roles": dict(split.roles)})
+    return cohort, split
 
 
 def _fit_pipeline(cohort: Cohort, split: Split, recipe: Recipe) -> Pipeline:
@@ -168,33 +196,6 @@ def _fit_pipeline(cohort: Cohort, split: Split, recipe: Recipe) -> Pipeline:
     )
 
 
-def build_model(recipe: Recipe, images: Array, pipeline: Pipeline) -> VAE:
-    """The recipe's model; a linear start is fitted to `images`.
-
-    Args:
-        recipe: Sections `model` and `training` are used.
-        images: Training people, (n, *data_shape).
-        pipeline: Its mask restricts the likelihood.
-    """
-    section, shape = recipe.model, images.shape[1:]
-    width = 2 * section.latent_size
-    if section.network == "dense":
-        encoder, decoder = dense_encoder(shape, width), dense_decoder(shape, section.latent_size)
-    else:
-        options: dict[str, Any] = {"filters": section.filters, "norm": section.norm}
-        encoder = conv_encoder(shape, width, dropout=section.dropout, seed=recipe.training.seed, **options)
-        decoder = conv_decoder(shape, section.latent_size, **options)
-    likelihood = NormalLikelihood(scale=section.scale, stddev=section.stddev, mask=pipeline.mask)
-    if section.start == "linear":
-        core = fit_core(images, section.latent_size, pipeline.mask)
-        encoder, decoder = linear_start(encoder, decoder, core, pipeline.mask)
-        likelihood.set_sigma(float(np.sqrt(core.noise_variance)))
-    objective = ELBO(beta=recipe.training.beta)
-    model = VAE(encoder, decoder, likelihood=likelihood, objective=objective, seed=recipe.training.seed)
-    model.compile(keras.optimizers.Adam(recipe.training.learning_rate))
-    return model
-
-
 def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     """Train and save the model; returns the seconds that earlier, interrupted attempts had spent."""
     section, cohort, split = recipe.training, run.cohort, run.split
@@ -204,6 +205,7 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     decide = "validation" if rows["validation"] else "train"
     held_out = load(decide) if decide == "validation" else images
     model = build_model(recipe, images, run.pipeline)
+    model.likelihood.check(images)
     model.people.assign(len(images))
     steps = steps_per_epoch(len(images), section.batch_size)
     total = steps * section.epochs

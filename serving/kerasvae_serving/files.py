@@ -82,13 +82,14 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
     Raises:
         ArgumentError: If an input does not exist, or there is no image.
+        VolumeError: If a folder cannot be read.
     """
     found: dict[Path, None] = {}
     given = [Path(entry) for entry in inputs]
     for path in given:
         if path.is_dir():
-            found |= dict.fromkeys(p for p in sorted(path.rglob("*")) if p.name.endswith(SUFFIXES) and p.is_file())
-        elif path.exists():
+            found |= dict.fromkeys(sorted(_below(path)))
+        elif _exists(path):
             found[path] = None
         else:
             raise ArgumentError("INPUT", rule="exist", got=f"{path}, which does not", fix="Check the path")
@@ -100,6 +101,32 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
             fix="Give image files, or a folder of them",
         )
     return list(found)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Images in a folder and its subfolders; a folder that cannot be read is an error, not an empty one."""
+
+    def refuse(error: OSError) -> None:
+        raise _locked(error) from error
+
+    for root, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(root) / name for name in names if name.endswith(SUFFIXES))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _locked(error) from error
+    return True
+
+
+def _locked(error: OSError) -> VolumeError:
+    return VolumeError(
+        error.filename, rule="be readable", got=str(error.strerror).lower(), fix="Change its permissions"
+    )
 
 
 def _encoded(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import numpy as np
 import onnx
 import pytest
 
-from kerasvae import load_recipe
+from kerasvae import VAE, Pipeline, dense_decoder, dense_encoder, load_recipe
 from kerasvae.bundle import file_hashes, read_bundle
 from kerasvae.errors import AlignmentError, ArgumentError, BundleError, VolumeError
 from kerasvae.training.train import train
+from kerasvae.types import Grid
 from kerasvae_export import export, export_run, verify
+from kerasvae_export.golden import distance_from_training, golden_case, made_up
+from kerasvae_export.write import _summary
 from kerasvae_serving import Engine, encode_files
 from tests.conftest import BLOB_RECIPE, make_blob_cohort
 
@@ -239,8 +243,45 @@ def test_a_memorised_person_is_not_published(run, tmp_path):
     golden = export(run.model, None, tmp_path / "free") and read_bundle(tmp_path / "free").golden()["image"]
     np.testing.assert_allclose(golden, image, atol=1e-6)
     others = np.stack([run.pipeline.apply(scan.path) for scan in run.cohort.scans[:4]])
-    with pytest.raises(BundleError, match="differ from every training image"):
+    with pytest.raises(BundleError, match="memorised a person"):
         export(run.model, None, tmp_path / "bundle", train_images=np.concatenate([others, golden]))
+
+
+def test_a_decoder_that_returns_a_person_is_found_whatever_the_intensity_step():
+    shape = (12, 14, 11)
+    people = np.random.default_rng(0).uniform(0.1, 0.9, (6, *shape)).astype("f4")
+    step = {"kind": "range", "low": 0, "high": 255}
+    pipeline = Pipeline(grid=Grid.of(shape, np.diag([8.0, 8, 8, 1]), "native"), intensity=step)
+    honest = VAE(dense_encoder(shape, 4, (8,)), dense_decoder(shape, 2, (8,)))
+    memory = VAE(dense_encoder(shape, 4, (8,)), dense_decoder(shape, 2, (8,)))
+    for model, image in ((honest, people.mean(axis=0)), (memory, people[3])):
+        last = model.decoder.get_layer("mean")
+        last.kernel.assign(0 * last.kernel)
+        last.bias.assign(image.ravel())
+    # the golden case is an image such as the model knows, not a black one
+    golden = golden_case(honest, pipeline)["image"]
+    assert golden.mean() == pytest.approx(people.mean(), abs=0.1)
+    assert distance_from_training(made_up(honest, golden), people) > 0.5
+    with pytest.raises(BundleError, match="memorised"):
+        distance_from_training(made_up(memory, golden_case(memory, pipeline)["image"]), people)
+
+
+def test_rare_levels_of_a_covariate_are_not_published():
+    assert _summary(["a"] * 6 + ["2019-03-01", "2019-03-02"]) == {"levels": {"a": 6, "other": 2}}
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_not_an_empty_one(exported, run, tmp_path, monkeypatch):
+    (tmp_path / "scans" / "locked").mkdir(parents=True)
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(VolumeError, match="locked must be readable"):
+        encode_files(Engine(exported), [tmp_path / "scans"], tmp_path / "latents.tsv")
 
 
 def test_scans_that_do_not_fit_are_named(exported, run, tmp_path):

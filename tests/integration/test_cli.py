@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -119,19 +121,39 @@ def test_brackets_in_messages_survive(tmp_path):
     assert "run[red]x must be a run folder" in done.stderr
 
 
-def test_a_missing_extra_is_named(tmp_path):
+def test_ctrl_c_takes_effect_between_two_pieces_of_work_and_says_how_to_go_on(job, tmp_path):
+    folder, _ = job
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    call = [sys.executable, "-m", "kerasvae.cli", "train", "blobs.toml", "--data", "cohort", "--out"]
+    call += [str(tmp_path / "run"), "--set", "training.epochs=4000", "--set", "training.patience=4000"]
+    process = subprocess.Popen(call, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr.decode()
+    assert "Add --resume to the same command" in stderr.decode()
+    assert "Traceback" not in stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "extra"), [("tensorflow", "train demo --data x --out y", "train"),
+    ("pandas", "simulate x --people 1", "train"), ("onnxruntime", "encode x y", "serve")],
+)  # fmt: skip
+def test_a_missing_extra_is_named(tmp_path, module, command, extra):
     hide = (
         "import sys\n"
         "class Absent:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'tensorflow':\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        f"        if name == {module!r}:\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "from kerasvae.cli import main\n"
-        "sys.argv = ['kerasvae', 'train', 'demo', '--data', 'x', '--out', 'y']\n"
+        f"sys.argv = ['kerasvae', *{command.split()!r}]\n"
         "main()\n"
     )
     call = [sys.executable, "-c", hide]
     done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
-    assert "pip install 'kerasvae[train]'" in done.stderr
+    assert f"pip install 'kerasvae[{extra}]'" in done.stderr

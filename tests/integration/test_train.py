@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from kerasvae import load_recipe, load_run
 from kerasvae.errors import CohortError, RunError, VolumeError
 from kerasvae.training.train import train
+from tests.conftest import make_blob_cohort
 
 METRICS = {
     "explained_variance", "explained_variance_pca", "identification", "identification_pca", "variance_ratio",
@@ -22,12 +24,16 @@ class Interrupted(Exception):
     pass
 
 
-def interrupt_after(steps):
+def interrupt_in(name, steps):
     def progress(stage, done, total, text):
-        if stage == "train" and done >= steps:
+        if stage == name and done >= steps:
             raise Interrupted
 
     return progress
+
+
+def interrupt_after(steps):
+    return interrupt_in("train", steps)
 
 
 def test_run_folder(blob_cohort, blob_recipe, tmp_path):
@@ -89,6 +95,49 @@ def test_interrupted_and_resumed_is_bit_equal(blob_cohort, blob_recipe, tmp_path
         np.testing.assert_array_equal(states[0][key], states[1][key])
     again = train(recipe, blob_cohort, tmp_path / "cut", resume=True)
     assert again.metrics == resumed.metrics
+
+
+def test_another_folder_or_other_people_cannot_be_resumed(blob_cohort, blob_recipe, tmp_path):
+    recipe = load_recipe(blob_recipe)
+    with pytest.raises(Interrupted):
+        train(recipe, blob_cohort, tmp_path / "run", progress=interrupt_in("preprocess", 3))
+    other = make_blob_cohort(tmp_path / "other", 20)
+    with pytest.raises(RunError, match="--data must be that of the run to resume"):
+        train(recipe, other, tmp_path / "run", resume=True)
+    # a newcomer would change the draw of roles under a pipeline that is fitted already
+    newcomer = blob_cohort / "sub-77" / "anat" / "sub-77_desc-brain_T1w.nii.gz"
+    newcomer.parent.mkdir(parents=True)
+    newcomer.write_bytes((blob_cohort / "sub-07" / "anat" / "sub-07_desc-brain_T1w.nii.gz").read_bytes())
+    table = blob_cohort / "participants.tsv"
+    rows = table.read_text()
+    table.write_text(rows + "sub-77\t50\tM\tpass\n")
+    with pytest.raises(RunError, match="1 more or fewer, the first sub-77"):
+        train(recipe, blob_cohort, tmp_path / "run", resume=True)
+    shutil.rmtree(newcomer.parent.parent)
+    table.write_text(rows)
+    assert train(recipe, blob_cohort, tmp_path / "run", resume=True).metrics["n_train"] == 10
+
+
+def test_metrics_are_written_last(blob_cohort, blob_recipe, tmp_path, monkeypatch):
+    from kerasvae.training import evaluate
+
+    def stop(run):
+        raise Interrupted
+
+    recipe = load_recipe(blob_recipe)
+    monkeypatch.setattr(evaluate, "_write_latents", stop)
+    with pytest.raises(Interrupted):
+        train(recipe, blob_cohort, tmp_path / "run")
+    monkeypatch.undo()
+    run = train(recipe, blob_cohort, tmp_path / "run", resume=True)
+    assert all((run.path / name).is_file() for name in ("metrics.json", "latents.tsv", "examples.npz"))
+
+
+def test_without_test_and_validation_people_the_figures_say_train(blob_cohort, blob_recipe, tmp_path):
+    shares = ["split.train=1.0", "split.validation=0.0", "split.calibration=0.0", "split.test=0.0"]
+    run = train(load_recipe(blob_recipe, [*shares, "training.epochs=1"]), blob_cohort, tmp_path / "run")
+    assert run.metrics["role"] == "train"
+    assert run.metrics["n_train"] == 20
 
 
 def test_folders_in_use_are_refused(blob_cohort, blob_recipe, tmp_path):

@@ -75,3 +75,12 @@ def test_told_apart_by_kind():
 def test_order_of_limits(kind):
     with pytest.raises(ValueError, match="below high"):
         kind(low=60, high=40)
+
+
+def test_an_image_in_another_unit_is_refused_by_a_fixed_range(data):
+    step = RangeIntensity(low=0, high=1)
+    with pytest.raises(VolumeError, match="100% outside, from 100 to 200"):
+        step.scaling(np.linspace(100, 200, 50, dtype="f4"))
+    with pytest.raises(VolumeError, match="vary inside the brain, but received 0 everywhere"):
+        step.scaling(np.zeros(50, "f4"))
+    assert RangeIntensity(low=0, high=1, clip=False).scaling(np.linspace(100, 200, 50, dtype="f4")).scale == 1

@@ -157,7 +157,7 @@ def test_truncated_nii(tmp_path, keep):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not an image at all" * 100, b"\x1f\x8b", gzip.compress(b"hello"), bytes(999)]
+    "content", [b"", b"not an image at all" * 100, b"\x1f\x8b", gzip.compress(b"hello", mtime=0), bytes(999)]
 )
 def test_not_a_nifti(tmp_path, content):
     path = tmp_path / "scan.nii.gz"
@@ -309,3 +309,31 @@ def test_full_disk_loses_nothing(tmp_path, monkeypatch):
 def test_other_ending_is_refused(tmp_path):
     with pytest.raises(ArgumentError, match=r"end in \.nii"):
         write_volume(tmp_path / "map.mgz", np.ones((3, 3, 3)), np.eye(4))
+
+
+def test_mgz_without_a_position_is_refused(tmp_path):
+    image = nibabel.MGHImage(np.random.default_rng(0).random((4, 5, 6)).astype("f4"), np.eye(4))
+    nibabel.save(image, tmp_path / "a.mgh")
+    content = bytearray((tmp_path / "a.mgh").read_bytes())
+    assert content[28:30] == b"\0\1"
+    content[28:30] = b"\0\0"  # goodRASFlag
+    (tmp_path / "a.mgz").write_bytes(gzip.compress(content))
+    with pytest.raises(VolumeError, match="without a position"):
+        read_volume(tmp_path / "a.mgz")
+
+
+def test_metres_are_refused(tmp_path):
+    image = nibabel.Nifti1Image(np.random.default_rng(0).random((4, 5, 6)).astype("f4"), np.diag([0.002] * 3 + [1]))
+    image.header.set_xyzt_units("meter")
+    nibabel.save(image, tmp_path / "a.nii")
+    with pytest.raises(VolumeError, match="count in millimetres, but received an affine in meters"):
+        read_volume(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize(
+    ("data", "affine", "sentence"),
+    [(np.full((2, 2, 2), np.nan), np.eye(4), "finite"), (np.ones((2, 2, 2)), np.zeros((4, 4)), "inverted")],
+)
+def test_volumes_made_in_memory_are_checked_too(data, affine, sentence):
+    with pytest.raises(VolumeError, match=sentence):
+        as_volume(Volume(data.astype("f4"), affine))

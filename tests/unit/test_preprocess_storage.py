@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from kerasvae.errors import StorageError
-from kerasvae.storage import atomic_path
+from kerasvae.storage import atomic_path, recover
 
 
 def test_file_appears_only_at_the_end(tmp_path):
@@ -149,3 +149,39 @@ def test_real_limit_on_file_size(tmp_path):
     assert "too large" in out.stdout
     assert (tmp_path / "big").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_empty_folder_is_filled_in_place_and_sealed_last(tmp_path, monkeypatch):
+    # it may be a mount point, or the folder one stands in
+    monkeypatch.chdir(tmp_path)
+    here = tmp_path.stat().st_ino
+    with atomic_path(".", seal="a.json") as folder:
+        folder.mkdir()
+        for name in ("a.json", "b.txt"):
+            (folder / name).write_text(name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.txt"]
+    assert tmp_path.stat().st_ino == here
+
+
+def test_interrupted_between_two_renames_the_old_folder_comes_back(tmp_path, monkeypatch):
+    final = tmp_path / "checkpoint"
+    final.mkdir()
+    (final / "state").write_text("old")
+    replace = type(tmp_path).replace
+
+    def stop_at_the_second(self, target):
+        if "-old-" not in str(target) and "-old-" not in str(self):
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt), atomic_path(final) as folder:
+        folder.mkdir()
+    monkeypatch.undo()
+    assert (final / "state").read_text() == "old"
+    # killed outright, the old one lies aside until it is asked for
+    final.rename(tmp_path / ".0123456789ab-old-checkpoint")
+    recover(final)
+    assert (final / "state").read_text() == "old"
+    recover(final)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

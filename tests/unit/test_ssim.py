@@ -177,17 +177,8 @@ def test_bad_arguments_are_one_sentence(change, named):
 # --- as an addition to an objective ------------------------------------------------------------------
 
 
-class Pictured:
-    """Draws together with the images that they decode to."""
-
-    def __init__(self, draws, image, reconstruction):
-        self.draws, self.image, self.reconstruction = draws, lambda: image, lambda: reconstruction
-
-    def __getattr__(self, name):
-        return getattr(self.draws, name)
-
-
 def pictured(samples=2, people=3):
+    """Draws with the images that they decode to."""
     a, b = pair((24, 23), 10, people)
     rng = np.random.default_rng(11)
     reconstruction = np.stack([b, *[a + rng.standard_normal(a.shape) for _ in range(samples - 1)]])
@@ -196,10 +187,10 @@ def pictured(samples=2, people=3):
         "log_likelihood": tf.constant(rng.standard_normal((samples, people)), tf.float32),
         "kl": tf.constant(rng.random(people), tf.float32),
         "scheduled": {"beta": tf.constant(0.5)},
+        "image": lambda: tf.constant(a, tf.float32),
+        "reconstruction": lambda: tf.constant(reconstruction, tf.float32),
     }
-    draws = Draws(**{name: parts.get(name) for name in Draws._fields})
-    image, reconstruction = (tf.constant(x, tf.float32) for x in (a, reconstruction))
-    return Pictured(draws, image, reconstruction), a, reconstruction.numpy()
+    return Draws(**{name: parts.get(name) for name in Draws._fields}), a, reconstruction.astype("f4")
 
 
 def test_similarity_is_added_per_subject_and_averaged_over_draws():

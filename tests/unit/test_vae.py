@@ -125,6 +125,35 @@ def test_non_finite_input_stops_at_once_and_names_step_term_and_rows():
     model.fit(x, epochs=1, verbose=0)
 
 
+@pytest.mark.parametrize("term", ["log_likelihood", "kl"])
+def test_the_term_that_broke_is_named_not_the_sum(term):
+    model = small()
+    model.compile(keras.optimizers.Adam(1e-3))
+    if term == "kl":  # a posterior mean so large that its square overflows, while the image stays finite
+        model.encoder.get_layer("parameters").bias.assign([1e20, 0, 0, 0])
+        for weight in model.decoder.weights:
+            weight.assign(0 * weight)
+        x = images()
+    else:
+        x = images()
+        x[0] = 1e30
+    with pytest.raises(NonFiniteError, match=f"The loss term '{term}'"):
+        model.fit(x, epochs=1, verbose=0)
+
+
+def test_a_network_that_cannot_tell_its_shape_is_tried():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.flatten, self.dense = keras.layers.Flatten(), keras.layers.Dense(4)
+
+        def call(self, x):
+            return self.dense(self.flatten(x))
+
+    model = VAE(Subclassed(), conv_decoder(SHAPE, 2, (4, 8)), data_shape=SHAPE)
+    assert model.encode(images())["mean"].shape == (12, 2)
+
+
 def test_mixed_precision_keeps_terms_in_float32():
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
