@@ -295,7 +295,7 @@ def importance_weighted(
     As `VAE.log_evidence`, but many images at a time.
     """
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def log_weights(image: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         draws, _ = model.draws(image, key, samples=samples)
         return draws.log_likelihood + draws.log_prior - draws.log_posterior

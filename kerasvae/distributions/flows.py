@@ -301,7 +301,7 @@ class _FlowPosterior(Posterior):
     def log_prob(self, parameters: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
         """log q(z|x) by inverting f, (S, B, d) to (S, B)."""
         mean, stddev, context = self._base(parameters)
-        base, log_det = self.flow.inverse(z, context)
+        base, log_det = self.flow.inverse(tf.cast(z, tf.float32) + tf.zeros_like(mean), context)
         return _log_base((base - mean) / stddev, stddev) + log_det
 
     def get_config(self) -> dict[str, Any]:

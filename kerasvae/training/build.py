@@ -30,7 +30,8 @@ def kinds(module: Any, base: Any) -> dict[str, Any]:
     ['conditional_normal', 'flow', 'mixture']
     """
     found = (getattr(module, name) for name in module.__all__)
-    return {c.kind: c for c in found if isinstance(c, type) and issubclass(c, base) and c not in (base, WithMSSSIM)}
+    family: list[Any] = [c for c in found if isinstance(c, type) and issubclass(c, base)]
+    return {c.kind: c for c in family if c not in (base, WithMSSSIM)}
 
 
 def build_model(recipe: Recipe, images: Array, pipeline: Pipeline) -> VAE:

@@ -44,7 +44,7 @@ def test_the_table_names_every_part_that_there_is_and_no_other():
     assert {p for posteriors, _, _ in OBJECTIVES.values() for p in posteriors} == set(POSTERIOR_KINDS)
 
 
-@pytest.mark.parametrize(("posterior", "prior"), itertools.product(PRIORS, PRIOR_KINDS))
+@pytest.mark.parametrize(("posterior", "prior"), list(itertools.product(PRIORS, PRIOR_KINDS)))
 def test_posterior_and_prior(posterior, prior):
     valid, reason = PRIORS[posterior]
     objective = "reconstruction"
@@ -57,7 +57,7 @@ def test_posterior_and_prior(posterior, prior):
             check(posterior, prior, objective)
 
 
-@pytest.mark.parametrize(("objective", "posterior"), itertools.product(OBJECTIVES, PRIORS))
+@pytest.mark.parametrize(("objective", "posterior"), list(itertools.product(OBJECTIVES, PRIORS)))
 def test_objective_and_posterior(objective, posterior):
     posteriors, priors, reason = OBJECTIVES[objective]
     prior = PRIORS[posterior][0][0]

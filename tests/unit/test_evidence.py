@@ -47,7 +47,7 @@ class Linear:
     def log_evidence(self, x):
         w, b = self.loadings[self.inside], self.offset[self.inside]
         covariance = w @ w.T + self.sigma**2 * np.eye(len(b))
-        return stats.multivariate_normal.logpdf(x[:, self.inside].astype("f8"), b, covariance)
+        return np.atleast_1d(stats.multivariate_normal.logpdf(x[:, self.inside].astype("f8"), b, covariance))
 
     def model(self, posterior=None, shift=0.0, widen=1.0, **options):
         """The VAE that is this model; its posterior is exact, or moved by `shift` and made wider, each in its stddev."""
@@ -120,7 +120,7 @@ def test_with_a_wrong_posterior_it_is_a_bound_that_rises_with_the_draws():
         means.append(found.log_evidence.mean())
         errors.append(found.log_evidence.std(ddof=1) / np.sqrt(repeats))
         assert (found.effective_samples >= 1 - 1e-12).all()
-        assert (found.effective_samples < samples + (samples == 1)).all()
+        assert samples == 1 or (found.effective_samples < samples).all()
     assert abs(means[0] - (truth - LATENT * kl(shift, widen))) < 4 * errors[0]
     assert means[0] < means[1] < means[2] < truth + 4 * errors[2]
 
@@ -228,7 +228,7 @@ def test_an_autoencoder_has_no_evidence():
 # --- a million voxels ----------------------------------------------------------------------------
 
 SIDE = 100
-BIG_SIGMA, BIG_LATENT = 0.25, 2
+BIG_SIGMA, BIG_LATENT = 2.0, 2
 BIG_SHIFT, BIG_WIDEN = 0.5, 1.25
 
 
@@ -237,7 +237,7 @@ def big(shift=0.0, widen=1.0):
     size = SIDE**3
     rng = np.random.default_rng(21)
     # Orthogonal in float64, of length about σ, so that posterior and prior are of like width.
-    loadings = np.linalg.qr(rng.standard_normal((size, BIG_LATENT)))[0] * np.array([0.5, 0.3])
+    loadings = np.linalg.qr(rng.standard_normal((size, BIG_LATENT)))[0] * np.array([4.0, 2.5])
     loadings = loadings.astype("f4").astype("f8")
     offset = rng.standard_normal(size, dtype="f4").astype("f8")
     m = loadings.T @ loadings + BIG_SIGMA**2 * np.eye(BIG_LATENT)
@@ -273,11 +273,10 @@ def inexact():
 
 def test_a_million_voxels_with_the_exact_posterior(exact):
     model, x, truth = exact
-    assert abs(truth) > 1e4  # exp of it is 0 or infinite
+    assert truth < -2e6  # its exponential is 0, and float32 has steps of 0.25 there
     found = model.log_evidence(x, samples=12, chunk=5)
     per_voxel = stats.norm.logpdf(x, model.reconstruct(x), BIG_SIGMA)
     assert found.log_evidence[0] == pytest.approx(truth, abs=ROUNDING * np.abs(per_voxel).sum())
-    # in float32, where −10⁵ has steps of 0.01, the draws would not agree like this
     assert found.effective_samples[0] == pytest.approx(12, rel=1e-6)
 
 

@@ -72,6 +72,9 @@ def test_draws_carry_their_density_and_depend_on_the_seed_alone(posterior):
     assert log_q.shape == (5, 4)
     assert z.dtype == log_q.dtype == tf.float32
     np.testing.assert_allclose(log_q, posterior.log_prob(parameters, z), rtol=1e-4, atol=1e-4)
+    one_for_all = posterior.log_prob(parameters, z[:, 2:3])
+    assert one_for_all.shape == (5, 4)
+    np.testing.assert_allclose(one_for_all[:, 2], log_q[:, 2], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(z, posterior.draw(parameters, 5, SEED)[0])
     np.testing.assert_array_equal(posterior.sample(parameters, SEED), posterior.draw(parameters, 1, SEED)[0][0])
     if posterior.kind != "point":

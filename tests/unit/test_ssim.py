@@ -9,7 +9,10 @@ import tensorflow as tf
 from scipy import ndimage
 
 from kerasvae.errors import ArgumentError
+from kerasvae.models import VAE
+from kerasvae.networks import dense_decoder, dense_encoder
 from kerasvae.objectives import ELBO, Draws
+from kerasvae.objectives.factor_vae import FactorVAE
 from kerasvae.objectives.ssim import WEIGHTS, WithMSSSIM, ms_ssim, scale_weights, ssim, ssim_maps
 
 SHAPES = [(37,), (25, 18), (12, 17, 13)]
@@ -222,6 +225,26 @@ def test_config_round_trip_with_the_objective_within_and_the_mask():
     assert json.dumps(keras.saving.serialize_keras_object(again)) == written
     assert isinstance(again.objective, ELBO)
     np.testing.assert_array_equal(again.mask, mask)
+
+
+@pytest.mark.parametrize("inner", [ELBO(beta=0.5, samples=2), FactorVAE(units=(4,))])
+def test_trains_a_model_towards_similar_reconstructions(tmp_path, inner):
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(14)
+    x = (rng.standard_normal((8, 2)) @ rng.standard_normal((2, 15))).astype("f4")
+    objective = WithMSSSIM(inner, weight=1e4, data_range=6.0, mask=np.arange(15) > 1)
+    model = VAE(dense_encoder((15,), 4, (16,)), dense_decoder((15,), 2, (16,)), objective=objective)
+    model.compile(keras.optimizers.Adam(1e-2))
+    history = model.fit(x, epochs=2, batch_size=8, verbose=0).history
+    reported = {"loss", "elbo", "log_likelihood", "kl", "sigma", "ms_ssim", *inner.scheduled, *inner.aggregates}
+    assert set(history) == reported
+    assert all(np.isfinite(column).all() for column in history.values())
+    model.fit(np.tile(x, (60, 1)), epochs=1, batch_size=8, verbose=0)
+    assert model.evaluate(x, verbose=0, return_dict=True)["ms_ssim"] > history["ms_ssim"][0] + 0.1
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.objective.get_config() == objective.get_config()
+    np.testing.assert_array_equal(again.reconstruct(x), model.reconstruct(x))
 
 
 @pytest.mark.parametrize(
