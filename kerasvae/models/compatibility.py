@@ -18,6 +18,8 @@ NORMALS = ("normal", "full_normal", "low_rank_normal")
 DENSITIES = (*NORMALS, "iaf", "real_nvp", "power_spherical", "von_mises_fisher")
 REAL = ("standard_normal", "mixture", "vamp", "flow", "conditional_normal", "regression")
 
+FIXED = ("standard_normal", "uniform_sphere")
+
 CONDITIONAL_PRIORS = ("conditional_normal", "regression")
 """Priors that need covariates, hence a model that takes them."""
 
@@ -53,13 +55,17 @@ OBJECTIVES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...] | None, str]] = 
             "the KL must be a sum over dimensions",
         ),
         "info_vae": (DENSITIES, None, "it needs the posterior's density"),
-        "wae_mmd": ((*DENSITIES, "point"), None, "it compares codes with draws of the prior"),
+        "wae_mmd": ((*DENSITIES, "point"), FIXED, "it gives a prior with weights of its own nothing to learn from"),
         "beta_tcvae": (("normal",), ("standard_normal",), "posterior and prior must be products over dimensions"),
         "factor_vae": ((*NORMALS, "iaf", "real_nvp"), None, "codes are permuted dimension by dimension"),
         "dip_vae": (NORMALS, None, "it needs the posterior's mean and covariance"),
-        "rae": (("point", *NORMALS), None, "it shrinks codes towards 0"),
-        "reconstruction": ((*DENSITIES, "point"), None, "it looks at the reconstruction alone"),
-        "adversarial": ((*DENSITIES, "point"), None, "it compares codes with draws of the prior"),
+        "rae": (("point", *NORMALS), ("standard_normal",), "it shrinks codes towards 0"),
+        "reconstruction": ((*DENSITIES, "point"), FIXED, "it looks at the reconstruction alone"),
+        "adversarial": (
+            (*DENSITIES, "point"),
+            FIXED,
+            "it gives a prior with weights of its own nothing to learn from",
+        ),
     }
 )
 """Kind of objective, to the kinds of posterior and (None: all) of prior it goes with, and why only these."""

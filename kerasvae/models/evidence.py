@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
+
+from kerasvae.objectives.rules import whole_number
 
 if TYPE_CHECKING:
     from kerasvae.models.vae import VAE
@@ -37,32 +39,37 @@ def log_evidence(model: VAE, x: NDArray[np.float32], samples: int, *, chunk: int
 
     Voxels are summed in float64: of a million of them, float32 would lose the differences between draws.
 
+    Draws depend on `seed`, on the subject's row in `x` and on `chunk`: the same three give the same numbers, others
+    move them by Monte-Carlo error alone. No two seeds and no two rows share draws; more samples keep those of the full
+    chunks before them.
+
     Args:
-        model: Posterior, prior and likelihood are used; the objective is not.
+        model: Posterior, which must have a density, prior and likelihood are used; the objective is not.
         x: Images, (n, *data_shape).
-        samples: Draws a subject.
-        chunk: Draws decoded at a time.
+        samples: Draws a subject, ≥ 1.
+        chunk: Draws decoded at a time, ≥ 1; memory grows with it.
         seed: Seed of the draws.
+
+    Raises:
+        ArgumentError: If `samples` or `chunk` is not a whole number, 1 or more.
     """
-    weights = np.array(
-        [
-            np.concatenate(
-                [
-                    _log_weights(model, image[None], min(chunk, samples - start), tf.constant([seed + start, row]))
-                    for start in range(0, samples, chunk)
-                ]
-            )
-            for row, image in enumerate(x)
-        ]
-    )
-    total = logsumexp(weights, axis=1)
-    effective = np.exp(2 * total - logsumexp(2 * weights, axis=1))
-    return Evidence(total - np.log(samples), effective)
+    samples, chunk = whole_number("samples", samples, least=1), whole_number("chunk", chunk, least=1)
+    weights = np.array([_log_weights(model, image[None], samples, chunk, (seed, row)) for row, image in enumerate(x)])
+    # The weights are normalised before they are squared: at −10⁶ nats, differences of logarithms lose their digits.
+    effective = 1 / np.sum(softmax(weights, axis=1) ** 2, axis=1)
+    return Evidence(logsumexp(weights, axis=1) - np.log(samples), effective)
 
 
-def _log_weights(model: VAE, image: NDArray[np.float32], count: int, seed: tf.Tensor) -> NDArray[np.float64]:
-    """log w of `count` draws for one subject, (count,)."""
-    draws, decoded = model.draws(tf.constant(image), seed, samples=count)
-    likelihood = model.likelihood.log_prob(tf.constant(image), decoded, dtype=tf.float64).numpy()
-    prior, posterior = (value[:, 0].numpy().astype(np.float64) for value in (draws.log_prior, draws.log_posterior))
-    return likelihood + prior - posterior
+def _log_weights(
+    model: VAE, image: NDArray[np.float32], samples: int, chunk: int, seed: tuple[int, int]
+) -> NDArray[np.float64]:
+    """log w of each draw for one subject, (samples,)."""
+    parts = []
+    for start in range(0, samples, chunk):
+        # Folded in, not added: else neighbouring seeds would share most of their draws.
+        chunk_seed = tf.random.experimental.stateless_fold_in(tf.constant(seed, tf.int32), start)
+        draws, decoded = model.draws(tf.constant(image), chunk_seed, samples=min(chunk, samples - start))
+        likelihood = model.likelihood.log_prob(tf.constant(image), decoded, dtype=tf.float64).numpy()
+        prior, posterior = (value[:, 0].numpy().astype(np.float64) for value in (draws.log_prior, draws.log_posterior))
+        parts.append(likelihood + prior - posterior)
+    return np.concatenate(parts)

@@ -209,7 +209,8 @@ class VAE(keras.Model):
             kl_per_dimension=kl_per_dimension,
             outputs=self.posterior.deterministic(parameters),
             draw_prior=lambda: self.prior.sample(count * batch, self.latent_size, for_prior, context),
-            memory=tf.convert_to_tensor(self.memory)[: tf.convert_to_tensor(self.remembered)],
+            # held-out people are judged by themselves
+            memory=tf.convert_to_tensor(self.memory)[: tf.convert_to_tensor(self.remembered) if training else 0],
             pairwise=lambda: self.posterior.log_prob_per_dimension(parameters, z[0][:, None]),
             people=tf.cast(tf.convert_to_tensor(self.people), tf.float32),
             scheduled={name: tf.convert_to_tensor(value) for name, value in self.scheduled.items()},
@@ -267,7 +268,7 @@ class VAE(keras.Model):
         with tf.GradientTape() as tape:
             draws, decoded = self.draws(image, self._draw_seed(self.step), training=True)
             terms = self.objective.terms(draws)
-            loss = terms.total
+            loss = tf.add_n([terms.total, *self.losses])  # a user's layers may bring penalties of their own
             scaled = self.optimizer.scale_loss(loss)
         variables = self.main_variables
         gradients = tape.gradient(scaled, variables)
@@ -372,7 +373,21 @@ class VAE(keras.Model):
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def log_evidence(self, x: Any, samples: int = 100, *, chunk: int = 10, seed: int = 0) -> Evidence:
-        """Importance-weighted log p(x) of each subject; see `kerasvae.models.evidence`."""
+        """Importance-weighted log p(x) of each subject; see `kerasvae.models.evidence`.
+
+        Args:
+            x: Images, (n, *data_shape).
+            samples: Posterior draws a subject.
+            chunk: Draws decoded at a time.
+            seed: Seed of the draws.
+
+        Raises:
+            ModelError: With a posterior that has no density.
+        """
+        if self.posterior.kind == "point":
+            raise ModelError(
+                "The posterior", rule="have a density to weigh draws by", got="'point'", fix="Train with another one"
+            )
         return log_evidence(self, self._checked(x), samples, chunk=chunk, seed=seed)
 
     def residual_terms(self, x: Any, seed: tf.Tensor) -> tuple[NDArray, NDArray, NDArray]:

@@ -27,7 +27,8 @@ class Draws(NamedTuple):
         kl_per_dimension: (B, d) where the KL is a sum over dimensions, else None.
         outputs: The posterior's deterministic outputs, each (B, …).
         draw_prior: Makes as many draws from the prior as there are codes, (S·B, d).
-        memory: Codes of earlier steps, (m, d), without gradient; m = 0 where the objective keeps none.
+        memory: Codes of earlier steps, (m, d), without gradient; m = 0 where the objective keeps none, and in
+            evaluation.
         pairwise: Makes log q(z_bj | x_i) for every pair of subjects from the first draw, (B, B, d): row b is whose
             code, column i is whose posterior. Only for posteriors that are a product over dimensions.
         people: Number N of training people.

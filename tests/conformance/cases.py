@@ -129,8 +129,8 @@ PARTS = (
         d.FullNormalPosterior(), d.VampPrior(VECTOR, pseudo_inputs=4), d.NormalLikelihood(), o.DIPVAE())),
     ("point, RAE", "real", lambda: (
         d.PointPosterior(), d.StandardNormalPrior(), d.NormalLikelihood(), o.RAE())),
-    ("point, flow prior, adversarial", "real", lambda: (
-        d.PointPosterior(), d.FlowPrior(LATENT, flows=2, units=8), d.LaplaceLikelihood(scale="fixed"),
+    ("point, adversarial", "real", lambda: (
+        d.PointPosterior(), d.StandardNormalPrior(), d.LaplaceLikelihood(scale="fixed"),
         o.AdversarialAutoencoder(units=(8,)))),
     ("low rank, sticking the landing", "real", lambda: (
         d.LowRankNormalPosterior(rank=2), d.StandardNormalPrior(), d.NormalLikelihood(), o.StickingTheLanding())),
@@ -139,8 +139,8 @@ PARTS = (
     ("real NVP, VampPrior, capacity", "real", lambda: (
         d.RealNVPPosterior(LATENT, flows=2, units=8), d.VampPrior(VECTOR, pseudo_inputs=4), d.NormalLikelihood(),
         o.Capacity(gamma=10.0, capacity=2.0))),
-    ("point, mixture, plain autoencoder", "real", lambda: (
-        d.PointPosterior(), d.MixturePrior(LATENT, components=3), d.StudentTLikelihood(), o.Reconstruction())),
+    ("point, plain autoencoder", "real", lambda: (
+        d.PointPosterior(), d.StandardNormalPrior(), d.StudentTLikelihood(), o.Reconstruction())),
 )  # fmt: skip
 
 

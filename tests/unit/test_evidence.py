@@ -16,8 +16,8 @@ from kerasvae.networks import dense_decoder, dense_encoder, fit_core, linear_sta
 from kerasvae.objectives import IWAE, Reconstruction, StickingTheLanding
 
 VOXELS, LATENT, SIGMA = 7, 3, 0.6
-ROUNDING = 2.0**-22
-"""What float32 may do to the log-density of a voxel: four half units in the last place, one for each operation in it."""
+ROUNDING = 2.0**-24
+"""Half a unit in the last place of float32: what rounding a voxel's log-density may move it by, as a part of it."""
 
 
 def raw(stddev):
@@ -41,7 +41,10 @@ class Linear:
 
     def images(self, people, seed=0):
         rng = np.random.default_rng([seed, 3])
-        z, noise = rng.standard_normal((people, self.loadings.shape[1])), rng.standard_normal((people, len(self.offset)))
+        z, noise = (
+            rng.standard_normal((people, self.loadings.shape[1])),
+            rng.standard_normal((people, len(self.offset))),
+        )
         return (z @ self.loadings.T + self.offset + self.sigma * noise).astype("f4")
 
     def log_evidence(self, x):
@@ -50,7 +53,7 @@ class Linear:
         return np.atleast_1d(stats.multivariate_normal.logpdf(x[:, self.inside].astype("f8"), b, covariance))
 
     def model(self, posterior=None, shift=0.0, widen=1.0, **options):
-        """The VAE that is this model; its posterior is exact, or moved by `shift` and made wider, each in its stddev."""
+        """The VAE that is this model; its posterior is exact, or moved by `shift` stddevs and widened."""
         posterior = posterior or NormalPosterior()
         if posterior.kind == "normal":
             stddev = np.sqrt(np.diag(self.covariance))
