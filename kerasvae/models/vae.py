@@ -258,7 +258,7 @@ class VAE(keras.Model):
         """
         if isinstance(x, np.ndarray):
             self.people.assign(len(x))
-            x = {"image": self._checked(x), "row": np.arange(len(x))}
+            x = {"image": self._likely(x), "row": np.arange(len(x))}
         return super().fit(x, None, *args, callbacks=[*(callbacks or []), NonFiniteGuard()], **kwargs)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -363,7 +363,7 @@ class VAE(keras.Model):
             a sum over dimensions.
         """
         parts: list[dict[str, NDArray[np.float32]]] = []
-        for index, batch in enumerate(self._batches(x, batch_size)):
+        for index, batch in enumerate(self._batches(self._likely(x), batch_size)):
             draws, _ = self.draws(batch, tf.constant([seed, index], tf.int32), samples=samples)
             log_likelihood = tf.reduce_mean(draws.log_likelihood, axis=0)
             part = {"elbo": log_likelihood - draws.kl, "log_likelihood": log_likelihood, "kl": draws.kl}
@@ -388,11 +388,11 @@ class VAE(keras.Model):
             raise ModelError(
                 "The posterior", rule="have a density to weigh draws by", got="'point'", fix="Train with another one"
             )
-        return log_evidence(self, self._checked(x), samples, chunk=chunk, seed=seed)
+        return log_evidence(self, self._likely(x), samples, chunk=chunk, seed=seed)
 
     def residual_terms(self, x: Any, seed: tf.Tensor) -> tuple[NDArray, NDArray, NDArray]:
         """log-likelihood, KL and mean squared residual of each subject from one posterior draw, each (n,)."""
-        image = tf.constant(self._checked(x))
+        image = tf.constant(self._likely(x))
         draws, decoded = self.draws(image, seed, samples=1)
         square = self.likelihood.squared_residual(image, decoded)
         return draws.log_likelihood[0].numpy(), draws.kl.numpy(), square.numpy()
@@ -406,6 +406,11 @@ class VAE(keras.Model):
                 got=x.shape,
                 fix="Apply the model's pipeline first, and stack its volumes",
             )
+        return x
+
+    def _likely(self, x: Any) -> NDArray[np.float32]:
+        """Images of the right shape within the likelihood's support."""
+        x = self._checked(x)
         self.likelihood.check(x)
         return x
 
