@@ -300,7 +300,9 @@ def test_gradients_of_learned_scales():
 # --- densities add up to one -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name.startswith(("normal", "laplace", "student"))], ids=str)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.name.startswith(("normal", "laplace", "student"))], ids=lambda case: case.name
+)
 def test_densities_on_the_line_integrate_to_one(case):
     decoded = case.decoded(np.random.default_rng(0), (1, 1))
     middle = decoded[0, 0, 0] if case.channels > 1 else decoded[0, 0]
