@@ -32,10 +32,7 @@ PRIORS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
         "real_nvp": (REAL, "its codes are points of Euclidean space"),
         "power_spherical": (("uniform_sphere",), "its codes are points of a sphere"),
         "von_mises_fisher": (("uniform_sphere",), "its codes are points of a sphere"),
-        "point": (
-            tuple(p for p in REAL if p != "vamp"),
-            "it has no density, and its codes are points of Euclidean space",
-        ),
+        "point": (("standard_normal",), "without a density it gives a prior nothing to learn from"),
     }
 )
 """Kind of posterior, to the kinds of prior it goes with, and why only these."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
         )
     write_json(run.path / "metrics.json", metrics)  # last: with it the run is finished
     run.__dict__.pop("metrics", None)
-    return run.metrics
+    return json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
 
 
 def _information(model: VAE, codes: dict[str, NDArray[np.float32]]) -> float | None:
