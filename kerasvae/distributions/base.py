@@ -90,6 +90,23 @@ class Posterior(keras.layers.Layer):
         """One reparameterised draw per person, (B, d)."""
         return self.draw(parameters, 1, seed)[0][0]
 
+    def update(self, parameters: tf.Tensor, seed: tf.Tensor) -> None:
+        """Follow one training batch with what is not learned by gradients; by default nothing is.
+
+        Args:
+            parameters: (B, p).
+            seed: Stateless seed, two integers, of whatever is random in it.
+        """
+
+    def numbers(self) -> dict[str, tf.Tensor]:
+        """Scalars worth following during training, by name; e.g. how much of a codebook is in use."""
+        return {}
+
+    @property
+    def scheduled(self) -> dict[str, keras.Variable]:
+        """Scalar weights, not trained, that a schedule may move, by name; e.g. a temperature."""
+        return {}
+
     def call(self, parameters: tf.Tensor) -> tf.Tensor:
         """The code that stands for each person, (B, d)."""
         return self.center(self.deterministic(parameters))

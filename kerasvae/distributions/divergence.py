@@ -22,7 +22,11 @@ KL = tuple[tf.Tensor, tf.Tensor | None]
 
 
 def closed_kl(
-    posterior: Posterior, parameters: tf.Tensor, prior: Prior, context: Context = NO_CONTEXT
+    posterior: Posterior,
+    parameters: tf.Tensor,
+    prior: Prior,
+    context: Context = NO_CONTEXT,
+    z: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor | None] | None:
     """The KL in nats, where there is a closed form.
 
@@ -31,13 +35,17 @@ def closed_kl(
         parameters: (B, p).
         prior: p(z).
         context: What the prior depends on.
+        z: Draws from the posterior, (S, B, d), for forms that are closed given a part of each draw.
 
     Returns:
         The KL, (B,), and its part in each dimension, (B, d), or None where it is not a sum over dimensions; None where
         the pair has no closed form.
     """
     form = CLOSED_FORMS.get((posterior.kind, prior.kind))
-    return None if form is None else form(posterior, parameters, prior, context)
+    if form is not None:
+        return form(posterior, parameters, prior, context)
+    given_draws = CLOSED_GIVEN_DRAWS.get((posterior.kind, prior.kind))
+    return None if given_draws is None or z is None else given_draws(posterior, parameters, z, context)
 
 
 def _normal_prior(prior: Prior, context: Context, latent_size: int) -> tfp.distributions.Distribution:
@@ -110,3 +118,9 @@ CLOSED_FORMS: dict[
     ("von_mises_fisher", "uniform_sphere"): _uniform_sphere,
 }
 """Kind of posterior and of prior, to the function."""
+
+CLOSED_GIVEN_DRAWS: dict[
+    tuple[str, str],
+    Callable[[Posterior, tf.Tensor, tf.Tensor, Context], tuple[tf.Tensor, tf.Tensor | None]],
+] = {}
+"""Kind of posterior and of prior, to a function that also takes draws, (S, B, d): the mean over them is unbiased."""

@@ -87,7 +87,7 @@ class VAE(keras.Model):
     def _add_state(self) -> None:
         """What changes during training beside the weights of the parts."""
         constants, names = self.objective.constants, self.objective.scheduled
-        self.scheduled = {name: self._number(name, float(constants[name])) for name in names}
+        self.scheduled = {name: self._number(name, float(constants[name])) for name in names} | self.posterior.scheduled
         self.step = self._number("step", 0, "int64")
         self.people = self._number("people", 0, "int64")
         slots, size = self.objective.memory, self.latent_size
@@ -196,7 +196,7 @@ class VAE(keras.Model):
         images = image if count == 1 else tf.tile(image, [count] + [1] * len(self.data_shape))
         log_likelihood = tf.reshape(self.likelihood.log_prob(images, decoded), (count, batch))
         log_prior = self.prior.log_prob(z, context)
-        kl, kl_per_dimension = closed_kl(self.posterior, parameters, self.prior, context) or (
+        kl, kl_per_dimension = closed_kl(self.posterior, parameters, self.prior, context, z) or (
             tf.reduce_mean(log_posterior - log_prior, axis=0),
             None,
         )
@@ -207,8 +207,9 @@ class VAE(keras.Model):
             log_posterior=log_posterior,
             kl=kl,
             kl_per_dimension=kl_per_dimension,
+            parameters=parameters,
             outputs=self.posterior.deterministic(parameters),
-            draw_prior=lambda: self.prior.sample(count * batch, self.latent_size, for_prior, context),
+            draw_prior=lambda number: self.prior.sample(number, self.latent_size, for_prior, context),
             # held-out people are judged by themselves
             memory=tf.convert_to_tensor(self.memory)[: tf.convert_to_tensor(self.remembered) if training else 0],
             pairwise=lambda: self.posterior.log_prob_per_dimension(parameters, z[0][:, None]),
@@ -285,6 +286,7 @@ class VAE(keras.Model):
     ) -> tf.Tensor:
         self.optimizer.apply(gradients, variables)
         self.likelihood.update(image, decoded)
+        self.posterior.update(draws.parameters, draws.seed)
         if self.objective.memory:
             self._remember(draws.z[0])
         if self.critic is not None and self.critic_optimizer is not None:
@@ -318,7 +320,7 @@ class VAE(keras.Model):
             tracker.update_state(terms.per_subject[name] if name in terms.per_subject else terms.aggregate[name])
         results = {tracker.name: tracker.result() for tracker in self.metrics}
         results |= {name: tf.convert_to_tensor(value) for name, value in self.scheduled.items()}
-        return results | self.likelihood.numbers()
+        return results | self.posterior.numbers() | self.likelihood.numbers()
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

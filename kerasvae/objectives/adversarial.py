@@ -115,7 +115,8 @@ class AdversarialAutoencoder(Objective):
 
     def critic_loss(self, critic: keras.Model, draws: Draws) -> tf.Tensor:
         """Cross-entropy in telling draws of the prior (yes) from codes (no), nats."""
-        return critic_entropy(critic(draws.draw_prior()), critic(flat_codes(draws.z)))
+        codes = flat_codes(draws.z)
+        return critic_entropy(critic(draws.draw_prior(tf.shape(codes)[0])), critic(codes))
 
     def terms(self, draws: Draws) -> Terms:
         """Reconstruction and the critic's verdict: prior_surprise is −log D(z)."""
@@ -126,5 +127,5 @@ class AdversarialAutoencoder(Objective):
             draws,
             draws.scheduled["lambda_"] * surprise - tf.reduce_mean(draws.log_likelihood, axis=0),
             per_subject={"prior_surprise": surprise},
-            aggregate={"critic_loss": critic_entropy(draws.critic(draws.draw_prior()), logit)},
+            aggregate={"critic_loss": critic_entropy(draws.critic(draws.draw_prior(tf.size(logit))), logit)},
         )

@@ -25,8 +25,9 @@ class Draws(NamedTuple):
         log_posterior: log q(z|x), (S, B).
         kl: KL(q(z|x) ‖ p(z)), (B,): in closed form where there is one, else the mean of log q − log p over draws.
         kl_per_dimension: (B, d) where the KL is a sum over dimensions, else None.
+        parameters: The encoder's output, (B, p).
         outputs: The posterior's deterministic outputs, each (B, …).
-        draw_prior: Makes as many draws from the prior as there are codes, (S·B, d).
+        draw_prior: Makes draws from the prior: their number n to (n, d).
         memory: Codes of earlier steps, (m, d), without gradient; m = 0 where the objective keeps none, and in
             evaluation.
         pairwise: Makes log q(z_bj | x_i) for every pair of subjects from the first draw, (B, B, d): row b is whose
@@ -45,8 +46,9 @@ class Draws(NamedTuple):
     log_posterior: tf.Tensor
     kl: tf.Tensor
     kl_per_dimension: tf.Tensor | None
+    parameters: tf.Tensor
     outputs: Mapping[str, tf.Tensor]
-    draw_prior: Callable[[], tf.Tensor]
+    draw_prior: Callable[[tf.Tensor], tf.Tensor]
     memory: tf.Tensor
     pairwise: Callable[[], tf.Tensor]
     people: tf.Tensor

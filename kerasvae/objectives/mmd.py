@@ -133,7 +133,8 @@ class MatchedAggregate(Objective):
 
     def discrepancy(self, draws: Draws) -> tf.Tensor:
         """MMD² between codes, those remembered included, and prior, a scalar."""
-        prior = draws.draw_prior()
+        # as many as codes, remembered ones included: fewer would bring more noise than the memory takes away
+        prior = draws.draw_prior(tf.shape(draws.z)[0] * (tf.shape(draws.z)[1] + tf.shape(draws.memory)[0]))
         estimates = [
             mmd(
                 with_memory(z, draws.memory),

@@ -212,7 +212,7 @@ def train_critic(objective, codes, steps, prior=None):
 
     @tf.function
     def step(z, prior_z, seed):
-        draws = make_draws(z=z[None], seed=seed, draw_prior=lambda: prior_z)
+        draws = make_draws(z=z[None], seed=seed, draw_prior=lambda count: prior_z)
         with tf.GradientTape() as tape:
             loss = objective.critic_loss(critic, draws)
         optimizer.apply(tape.gradient(loss, critic.trainable_variables), critic.trainable_variables)
@@ -274,7 +274,7 @@ def test_adversarial_critic_tells_codes_from_the_prior_and_the_loss_is_its_surpr
         log_likelihood=RNG.standard_normal((2, 5)),
         kl=np.ones(5),
         critic=critic,
-        draw_prior=lambda: tf.zeros((10, 2)),
+        draw_prior=lambda count: tf.zeros((10, 2)),
         scheduled=numbers(lambda_=3.0),
     )
     terms = objective.terms(draws)
