@@ -264,7 +264,7 @@ def fit(
         epochs=epochs,
         initial_epoch=done,
         steps_per_epoch=steps_per_epoch(len(train), batch_size),
-        validation_data=evaluation_dataset(validation, np.arange(len(validation)), batch_size=batch_size),
+        validation_data=evaluation_dataset({"image": validation}, np.arange(len(validation)), batch_size=batch_size),
         callbacks=[keras.callbacks.LearningRateScheduler(learning_rate), Progress(epochs, seconds), checkpoint],
         shuffle=False,  # the data set has its own order
         verbose=0,

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from kerasvae.backend import require_tensorflow
 
 if TYPE_CHECKING:
+    from kerasvae.covariates import Covariate, Covariates
     from kerasvae.data import Cohort, Split
     from kerasvae.data.simulate import simulate
     from kerasvae.distributions import NormalLikelihood, NormalPosterior, StandardNormalPrior
-    from kerasvae.models import VAE
+    from kerasvae.models import VAE, RegressionVAE
     from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, fit_core, linear_start
     from kerasvae.preprocess import Pipeline, fit_pipeline
     from kerasvae.training.recipe import Recipe, load_recipe
@@ -25,6 +26,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "VAE": "kerasvae.models",
+    "RegressionVAE": "kerasvae.models",
+    "Covariate": "kerasvae.covariates",
+    "Covariates": "kerasvae.covariates",
     "Cohort": "kerasvae.data",
     "Split": "kerasvae.data",
     "simulate": "kerasvae.data.simulate",
@@ -46,15 +50,20 @@ _HOMES = {
     "train": "kerasvae.training.train",
 }
 
-_ON_KERAS = {"VAE", "train"} | {name for name, home in _HOMES.items() if home.endswith(("distributions", "networks"))}
+_ON_KERAS = {"train"} | {
+    name for name, home in _HOMES.items() if home.endswith(("distributions", "models", "networks"))
+}
 
 __all__ = [
     "VAE",
     "Cohort",
+    "Covariate",
+    "Covariates",
     "NormalLikelihood",
     "NormalPosterior",
     "Pipeline",
     "Recipe",
+    "RegressionVAE",
     "Run",
     "Split",
     "StandardNormalPrior",

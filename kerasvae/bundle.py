@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kerasvae.covariates import Covariate
 from kerasvae.errors import BundleError
 from kerasvae.storage import atomic_path
 
@@ -90,9 +91,10 @@ class Manifest(_Part):
         created: ISO 8601, UTC.
         data_shape: Shape of one image on the model's grid.
         latent_size: Number of latent dimensions.
-        inputs: Of the encoder.
+        inputs: Of the encoder; the decoder takes ``z`` in the place of the image.
         outputs: Of the encoder, deterministic.
-        covariates: Schema of the covariates that the model takes; empty: it takes none.
+        covariates: What the model takes beside the image, in the order of the columns of its input ``covariates``;
+            empty: nothing.
         pipeline: Configuration for `kerasvae.preprocess.Pipeline`, grid and alignment contract in it, or None.
         pipeline_digest: Its digest.
         weights_digest: SHA-256 over the model's variables.
@@ -115,7 +117,7 @@ class Manifest(_Part):
     latent_size: int
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    covariates: tuple[dict[str, Any], ...] = ()
+    covariates: tuple[Covariate, ...] = ()
     pipeline: dict[str, Any] | None
     pipeline_digest: str | None
     weights_digest: str
@@ -160,7 +162,8 @@ class Bundle:
         """Arrays of a simulated subject, made by the Keras model at export.
 
         `raw` and `raw_affine` (a scan before preprocessing, where the bundle has a pipeline), `image` (1, *data_shape),
-        the encoder's outputs by name (1, d), and `reconstruction` (1, *data_shape).
+        `covariates` (1, k) where the model takes them, the encoder's outputs by name (1, …), `z` (1, d), and
+        `reconstruction` (1, *data_shape).
 
         Raises:
             BundleError: If the file cannot be read.

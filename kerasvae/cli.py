@@ -219,6 +219,7 @@ def encode(
     bundle: BundleArgument,
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT…", help="Images, or folders of images.")],
     out_: Annotated[Path, typer.Option("--out", help="Table of latents to write.")] = Path("latents.tsv"),
+    covariates: Annotated[Path | None, typer.Option(help="Table of covariates, for a model that takes them.")] = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave out images that cannot be used.")] = False,
 ) -> None:
     """Encode new images with ONNX Runtime; no TensorFlow. Example: `kerasvae encode bundle scans/ --out z.tsv`."""
@@ -227,7 +228,12 @@ def encode(
     engine = Engine(bundle)
     with _bar() as bar:
         left_out = encode_files(
-            engine, inputs, out_, skip_bad=skip_bad, progress=lambda done, total: bar("encode", done, total)
+            engine,
+            inputs,
+            out_,
+            covariates=covariates,
+            skip_bad=skip_bad,
+            progress=lambda done, total: bar("encode", done, total),
         )
     for path, reason in left_out.items():
         _say(err, "Left out", "yellow", f" {path}: {reason}")

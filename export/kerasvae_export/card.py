@@ -48,6 +48,9 @@ def _details(manifest: Manifest) -> str:
         f"- Input: `image` {list(manifest.data_shape)}: {manifest.inputs[0].meaning}",
         f"- Outputs:{outputs}",
     ]
+    if manifest.covariates:
+        rules = "; ".join(f"{entry.name} must {entry.rule}" for entry in manifest.covariates)
+        lines.insert(2, f"- Beside the image it takes covariates: {rules}")
     if manifest.pipeline is not None:
         grid, contract = manifest.pipeline["grid"], manifest.pipeline.get("alignment")
         lines.append(f"- Space: {grid['space']}, {grid['shape']} voxels; the encoder's pipeline is in `manifest.json`")

@@ -25,7 +25,8 @@ TOO_CLOSE = 0.2
 
 def golden_case(model: VAE, pipeline: Pipeline | None) -> dict[str, Any]:
     """Arrays for `golden.npz`; see `kerasvae.bundle.Bundle.golden`."""
-    drawn = model.sample(1, seed=SEED)
+    typical = _typical(model)
+    drawn = model.sample(1, seed=SEED, **typical)
     arrays: dict[str, Any] = {}
     if pipeline is not None:
         own = _own_grid(pipeline)
@@ -33,9 +34,10 @@ def golden_case(model: VAE, pipeline: Pipeline | None) -> dict[str, Any]:
         raw = resample(_in_image_units(drawn[0], pipeline) * inside, pipeline.grid.matrix, own)
         arrays = {"raw": raw, "raw_affine": own.matrix}
         drawn = pipeline.apply(Volume(raw, own.matrix), check=False)[None]
-    codes = model.encode(drawn)
+    codes = model.encode({"image": drawn, **typical})
     center = np.asarray(model.posterior.center(codes))
-    return {**arrays, "image": drawn, **codes, "z": center, "reconstruction": model.decode(center)}
+    reconstruction = model.decode(center, **typical)
+    return {**arrays, "image": drawn, **typical, **codes, "z": center, "reconstruction": reconstruction}
 
 
 def _in_image_units(drawn: Array, pipeline: Pipeline) -> Array:
@@ -45,6 +47,11 @@ def _in_image_units(drawn: Array, pipeline: Pipeline) -> Array:
         return Scaling(low, high - low, clip=False).invert(np.clip(drawn, 0, 1) if pipeline.intensity.clip else drawn)
     # z-scores and percentiles forget the unit; but an image has no negative intensity
     return drawn - drawn.min()
+
+
+def _typical(model: VAE) -> dict[str, Any]:
+    """Covariates of the average person, where the model takes any."""
+    return {} if model.covariates is None else {"covariates": model.covariates.typical()}
 
 
 def _own_grid(pipeline: Pipeline) -> Grid:
@@ -68,8 +75,9 @@ def made_up(model: VAE, golden: NDArray[np.float32]) -> NDArray[np.float32]:
     Returns:
         (3, *data_shape).
     """
-    middle = model.decode(np.zeros((1, model.latent_size), np.float32))
-    return np.concatenate([golden, model.sample(1, seed=SEED), middle])
+    typical = _typical(model)
+    middle = model.decode(np.zeros((1, model.latent_size), np.float32), **typical)
+    return np.concatenate([golden, model.sample(1, seed=SEED, **typical), middle])
 
 
 def distance_from_training(made: NDArray, images: NDArray) -> float:

@@ -13,14 +13,14 @@ __all__ = ["Graph", "graphs"]
 
 
 class Graph(NamedTuple):
-    """One function from a tensor to named tensors.
+    """One function from named tensors to named tensors.
 
     Attributes:
-        input: Name, dtype and shape of its argument; the batch axis is free.
+        inputs: Name, dtype and shape of each argument; the batch axis is free.
         function: A `tf.function` with that signature.
     """
 
-    input: tf.TensorSpec
+    inputs: list[tf.TensorSpec]
     function: Any
 
 
@@ -30,20 +30,24 @@ def graphs(model: VAE) -> dict[str, Graph]:
     Returns:
         ``encode``: image to the posterior's deterministic outputs (for a normal one mean and stddev);
         ``decode``: z to reconstruction; ``reconstruct``: image to the reconstruction from the code that stands for it.
+        Each takes ``covariates`` too, (n, k), in their units, where the model does.
     """
     image = tf.TensorSpec((None, *model.data_shape), tf.float32, name="image")
     z = tf.TensorSpec((None, model.latent_size), tf.float32, name="z")
+    covariates = model.covariates
+    rest = [] if covariates is None else [tf.TensorSpec((None, len(covariates)), tf.float32, name="covariates")]
 
-    def encode(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        return model.encode_tensors(image)
+    def encode(image: tf.Tensor, *given: tf.Tensor) -> dict[str, tf.Tensor]:
+        return model.encode_tensors(image, *given)
 
-    def decode(z: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"reconstruction": model.decode_tensors(z)}
+    def decode(z: tf.Tensor, *given: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"reconstruction": model.decode_tensors(z, *given)}
 
-    def reconstruct(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"reconstruction": model.decode_tensors(model.posterior.center(model.encode_tensors(image)))}
+    def reconstruct(image: tf.Tensor, *given: tf.Tensor) -> dict[str, tf.Tensor]:
+        center = model.posterior.center(model.encode_tensors(image, *given))
+        return {"reconstruction": model.decode_tensors(center, *given)}
 
     def graph(spec: tf.TensorSpec, function: Callable[..., dict[str, tf.Tensor]]) -> Graph:
-        return Graph(spec, tf.function(function, input_signature=[spec]))
+        return Graph([spec, *rest], tf.function(function, input_signature=[spec, *rest]))
 
     return {"encode": graph(image, encode), "decode": graph(z, decode), "reconstruct": graph(image, reconstruct)}

@@ -23,7 +23,7 @@ def write_onnx(graph: Graph, path: Path, metadata: dict[str, str]) -> None:
         path: The file to write.
         metadata: Entries of the model's metadata.
     """
-    proto, _ = tf2onnx.convert.from_function(graph.function, input_signature=[graph.input], opset=OPSET)
+    proto, _ = tf2onnx.convert.from_function(graph.function, input_signature=graph.inputs, opset=OPSET)
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     _drop_unused_operator_sets(proto)

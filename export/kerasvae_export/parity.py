@@ -33,10 +33,10 @@ def run_onnx(session: onnxruntime.InferenceSession, **inputs: NDArray) -> dict[s
 
 def onnx_differences(folder: Path, golden: dict[str, NDArray]) -> dict[str, float]:
     """Relative difference of every output of both ONNX graphs from the golden arrays, as ``onnx/<output>``."""
-    outputs = {
-        **run_onnx(open_onnx(folder / ENCODER), image=golden["image"]),
-        **run_onnx(open_onnx(folder / DECODER), z=golden["z"]),
-    }
+    outputs: dict[str, NDArray] = {}
+    for name in (ENCODER, DECODER):
+        session = open_onnx(folder / name)
+        outputs |= run_onnx(session, **{entry.name: golden[entry.name] for entry in session.get_inputs()})
     return {f"onnx/{name}": largest_difference(value, golden[name]) for name, value in outputs.items()}
 
 
@@ -44,8 +44,10 @@ def saved_model_differences(folder: Path, golden: dict[str, NDArray]) -> dict[st
     """The same for the signatures of the SavedModel, as ``saved_model/<signature>/<output>``."""
     loaded = tf.saved_model.load(str(folder))
     differences = {}
-    for signature, inputs in (("encode", "image"), ("decode", "z"), ("reconstruct", "image")):
-        outputs = loaded.signatures[signature](**{inputs: tf.constant(np.asarray(golden[inputs], np.float32))})
+    for signature in ("encode", "decode", "reconstruct"):
+        function = loaded.signatures[signature]
+        names = function.structured_input_signature[1]
+        outputs = function(**{name: tf.constant(np.asarray(golden[name], np.float32)) for name in names})
         for name, value in outputs.items():
             differences[f"saved_model/{signature}/{name}"] = largest_difference(value.numpy(), golden[name])
     return differences

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from kerasvae.bundle import Bundle, largest_difference, read_bundle
 from kerasvae.errors import KerasVAEError
@@ -130,19 +131,24 @@ def _within(differences: dict[str, float]) -> tuple[bool, str]:
     )
 
 
+def _encoder_inputs(bundle: Bundle) -> dict[str, NDArray]:
+    golden = bundle.golden()
+    return {tensor.name: golden[tensor.name] for tensor in bundle.manifest.inputs}
+
+
 def _batches(bundle: Bundle) -> tuple[bool, str]:
     """Three different images at once give what each gives alone."""
-    image = bundle.golden()["image"]
-    three = np.concatenate([image, image * np.float32(0.5), image[:, ::-1]])
-    session = open_onnx(bundle.encoder)
-    together = run_onnx(session, image=three)
-    alone = [run_onnx(session, image=three[i : i + 1]) for i in range(3)]
+    session, one = open_onnx(bundle.encoder), _encoder_inputs(bundle)
+    three = {name: np.concatenate([value] * 3) for name, value in one.items()}
+    image = one["image"]
+    three["image"] = np.concatenate([image, image * np.float32(0.5), image[:, ::-1]])
+    together = run_onnx(session, **three)
+    alone = [run_onnx(session, **{name: value[i : i + 1] for name, value in three.items()}) for i in range(3)]
     return _within({k: largest_difference(v, np.concatenate([one[k] for one in alone])) for k, v in together.items()})
 
 
 def _determinism(bundle: Bundle) -> tuple[bool, str]:
-    image = bundle.golden()["image"]
-    session = open_onnx(bundle.encoder)
-    first, second = (run_onnx(session, image=image) for _ in range(2))
+    session, one = open_onnx(bundle.encoder), _encoder_inputs(bundle)
+    first, second = (run_onnx(session, **one) for _ in range(2))
     same = all(np.array_equal(first[name], second[name]) for name in first)
     return same, "two runs are bit-equal" if same else "two runs differ"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from kerasvae.errors import ArgumentError, BundleError
 from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline
 from kerasvae.storage import atomic_path
-from kerasvae.training.run import Run, load_run
+from kerasvae.training.run import Run, load_run, model_inputs
 from kerasvae_export.card import model_card
 from kerasvae_export.golden import distance_from_training, golden_case, made_up
 from kerasvae_export.graphs import graphs
@@ -43,7 +44,7 @@ def export(
     name: str = "vae",
     version: int = 1,
     train_images: NDArray[np.float32] | None = None,
-    reference_images: NDArray[np.float32] | None = None,
+    reference: Any = None,
     reference_role: str = "calibration",
     metrics: dict[str, Any] | None = None,
     cohort: dict[str, Any] | None = None,
@@ -58,7 +59,8 @@ def export(
         version: Version of the model, at least 1.
         train_images: Preprocessed training images, (n, *data_shape): the golden case is checked not to be one of
             them. None leaves the check out, and the manifest says so.
-        reference_images: Preprocessed images of people the weights were not fitted to, whose scores are recorded.
+        reference: Preprocessed images of people the weights were not fitted to, with covariates where the model takes
+            them (see `VAE`); their scores are recorded.
         reference_role: Their role.
         metrics: Figures on the test people, for manifest and model card.
         cohort: Summary of the cohort, for manifest and model card.
@@ -94,11 +96,12 @@ def export(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             data_shape=model.data_shape,
             latent_size=model.latent_size,
-            inputs=(Tensor(name="image", shape=model.data_shape, meaning=_input_meaning(pipeline)),),
+            inputs=_inputs(model, pipeline),
             outputs=tuple(
                 Tensor(name=output.name, shape=arrays[output.name].shape[1:], meaning=output.meaning)
-                for output in model.posterior.outputs
+                for output in model.outputs_of_encoder
             ),
+            covariates=() if model.covariates is None else tuple(model.covariates),
             pipeline=None if pipeline is None else pipeline.to_config(),
             pipeline_digest=None if pipeline is None else pipeline.digest,
             weights_digest=digest,
@@ -107,7 +110,7 @@ def export(
             parity=parity,
             metrics=metrics or {},
             cohort=cohort or {},
-            reference=_reference(model, pipeline, reference_images, reference_role),
+            reference=_reference(model, pipeline, reference, reference_role),
             golden_distance=distance,
         )
         (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
@@ -128,7 +131,8 @@ def export_run(
     """
     run = run if isinstance(run, Run) else load_run(run)
     role = "calibration" if run.split.people("calibration") else "validation"
-    reference = _images(run, role)
+    scans = run.cohort.scans_of(run.split, role)
+    reference = model_inputs(run.model, scans, run.store.load(scans)) if scans else None
     return export(
         run.model,
         run.pipeline,
@@ -136,7 +140,7 @@ def export_run(
         name=run.recipe.name if name is None else name,
         version=version,
         train_images=_images(run, "train"),
-        reference_images=reference,
+        reference=reference,
         reference_role=role,
         metrics=run.metrics,
         cohort=_cohort(run),
@@ -144,8 +148,13 @@ def export_run(
 
 
 def weights_digest(model: VAE) -> str:
-    """SHA-256 over shapes and values of the variables of encoder, decoder, posterior and likelihood, in this order."""
+    """SHA-256 over shapes and values of the variables of encoder, decoder, posterior and likelihood, in this order.
+
+    Of a model with covariates their configuration, which holds the numbers they are standardised by, comes first.
+    """
     digest = hashlib.sha256()
+    if model.covariates is not None:
+        digest.update(json.dumps(model.covariates.to_config(), sort_keys=True).encode())
     for part in (model.encoder, model.decoder, model.posterior, model.likelihood):
         for variable in part.variables:
             values = np.ascontiguousarray(variable.numpy())
@@ -177,6 +186,14 @@ def _metadata(name: str, version: int, pipeline: Pipeline | None, digest: str) -
     }
 
 
+def _inputs(model: VAE, pipeline: Pipeline | None) -> tuple[Tensor, ...]:
+    image = Tensor(name="image", shape=model.data_shape, meaning=_input_meaning(pipeline))
+    if model.covariates is None:
+        return (image,)
+    columns = ", ".join(entry.meaning for entry in model.covariates)
+    return image, Tensor(name="covariates", shape=(len(model.covariates),), meaning=f"in this order: {columns}")
+
+
 def _input_meaning(pipeline: Pipeline | None) -> str:
     if pipeline is None:
         return "values as the model was trained on"
@@ -194,14 +211,14 @@ def _refuse_disagreement(parity: dict[str, float]) -> None:
         )
 
 
-def _reference(
-    model: VAE, pipeline: Pipeline | None, images: NDArray[np.float32] | None, role: str
-) -> Reference | None:
-    if images is None or not len(images):
+def _reference(model: VAE, pipeline: Pipeline | None, given: Any, role: str) -> Reference | None:
+    if given is None:
         return None
+    inputs = model.checked(given)
+    images = inputs["image"]
     inside = np.ones(model.data_shape, bool) if pipeline is None or pipeline.mask is None else pipeline.mask
-    residual = np.sqrt(np.square(images - model.reconstruct(images))[:, inside].mean(axis=1, dtype=np.float64))
-    codes = model.posterior.center(model.encode(images))
+    residual = np.sqrt(np.square(images - model.reconstruct(inputs))[:, inside].mean(axis=1, dtype=np.float64))
+    codes = model.posterior.center(model.encode(inputs))
     distance = np.sqrt(np.square(np.asarray(codes, np.float64)).mean(axis=1))
     return Reference(role=role, people=len(images), residual=_ranked(residual), latent_distance=_ranked(distance))
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kerasvae.analysis.panel import Examples
 from kerasvae.analysis.words import DASH, number
+from kerasvae.covariates import MISSING
 from kerasvae.data import ROLES
 
 __all__ = [
@@ -34,7 +35,6 @@ __all__ = [
 
 AGE_COLUMNS = ("age", "age_years", "age_at_scan", "age_at_visit")
 SEX_COLUMNS = ("sex", "gender")
-MISSING = ("", "n/a", "na", "nan", "none")
 
 
 class Figure(NamedTuple):

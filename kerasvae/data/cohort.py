@@ -15,13 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from kerasvae.covariates import MISSING
 from kerasvae.data.split import Split, split_people
 from kerasvae.errors import CohortError, nearest
 
 __all__ = ["Cohort", "Scan"]
 
-MISSING = frozenset({"", "n/a", "na", "nan", "none"})
-"""Cells of a table that mean "not known" (BIDS writes n/a)."""
 INCOMPLETE: Mapping[str, str] = MappingProxyType(
     {
         "no row in participants.tsv": "a row in participants.tsv for every person with an image",
@@ -103,6 +102,16 @@ class Cohort:
                 fix="Recode the column",
             )
         return [float(levels.index(cell)) for cell in cells]
+
+    def units(self) -> dict[str, str]:
+        """Unit of each column for which `participants.json` beside the table states one."""
+        folder = self.source if self.source.is_dir() else self.source.parent
+        try:
+            content = json.loads((folder / "participants.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        columns = content.items() if isinstance(content, dict) else ()
+        return {name: str(about["Units"]) for name, about in columns if isinstance(about, dict) and "Units" in about}
 
     def scans_of(self, split: Split, *roles: str) -> list[Scan]:
         """The scans of the people who have one of these roles, in order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -17,7 +18,7 @@ def steps_per_epoch(subjects: int, batch_size: int) -> int:
 
 
 def training_dataset(
-    images: NDArray[np.float32],
+    inputs: Mapping[str, NDArray[np.float32]],
     rows: NDArray[np.int64],
     *,
     batch_size: int,
@@ -31,7 +32,7 @@ def training_dataset(
     again at epoch e sees what the uninterrupted one saw.
 
     Args:
-        images: (n, *data_shape).
+        inputs: What the model takes by name: ``image``, (n, *data_shape), and as it needs more, each (n, …).
         rows: Row of the cohort of each image, (n,).
         batch_size: Subjects a batch.
         epochs: Number of epochs of the whole training.
@@ -39,9 +40,9 @@ def training_dataset(
         seed: Seed of the order.
 
     Returns:
-        Batches ``{"image": (b, *data_shape), "row": (b,)}``; ``steps_per_epoch(n, batch_size)`` of them an epoch.
+        Batches with the names of `inputs` and ``row``, (b,); ``steps_per_epoch(n, batch_size)`` of them an epoch.
     """
-    count = len(images)
+    count = len(rows)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         key = tf.stack([tf.constant(seed, tf.int64), number])
@@ -51,24 +52,31 @@ def training_dataset(
         return indices.batch(batch_size)
 
     batches = tf.data.Dataset.range(first_epoch, epochs).flat_map(epoch)
-    return _gather(batches, images, rows)
+    return _gather(batches, inputs, rows)
 
 
-def evaluation_dataset(images: NDArray[np.float32], rows: NDArray[np.int64], *, batch_size: int) -> tf.data.Dataset:
+def evaluation_dataset(
+    inputs: Mapping[str, NDArray[np.float32]], rows: NDArray[np.int64], *, batch_size: int
+) -> tf.data.Dataset:
     """All images once, in their order."""
-    return _gather(tf.data.Dataset.range(len(images)).batch(batch_size), images, rows)
+    return _gather(tf.data.Dataset.range(len(rows)).batch(batch_size), inputs, rows)
 
 
-def _gather(batches: tf.data.Dataset, images: NDArray[np.float32], rows: NDArray[np.int64]) -> tf.data.Dataset:
-    """Look up the images of batches of indices; in numpy, so that the array is neither copied nor put in the graph."""
+def _gather(
+    batches: tf.data.Dataset, inputs: Mapping[str, NDArray[np.float32]], rows: NDArray[np.int64]
+) -> tf.data.Dataset:
+    """Look up the images of batches of indices; in numpy, so that no array is copied or put in the graph."""
+    names = list(inputs)
 
-    def lookup(indices: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        return np.ascontiguousarray(images[indices], dtype=np.float32), np.asarray(rows[indices], np.int64)
+    def lookup(indices: NDArray[np.int64]) -> tuple[NDArray, ...]:
+        taken = [np.ascontiguousarray(inputs[name][indices], dtype=np.float32) for name in names]
+        return (*taken, np.asarray(rows[indices], np.int64))
 
     def batch(indices: tf.Tensor) -> dict[str, tf.Tensor]:
-        image, row = tf.numpy_function(lookup, [indices], [tf.float32, tf.int64], stateful=False)
-        image.set_shape([None, *images.shape[1:]])
+        *taken, row = tf.numpy_function(lookup, [indices], [tf.float32] * len(names) + [tf.int64], stateful=False)
+        for name, values in zip(names, taken, strict=True):
+            values.set_shape([None, *inputs[name].shape[1:]])
         row.set_shape([None])
-        return {"image": image, "row": row}
+        return {**dict(zip(names, taken, strict=True)), "row": row}
 
     return batches.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2)

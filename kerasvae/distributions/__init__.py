@@ -7,7 +7,7 @@ from kerasvae.backend import require_tensorflow
 
 require_tensorflow()
 
-from kerasvae.distributions.base import Context, Likelihood, Output, Posterior, Prior  # noqa: E402
+from kerasvae.distributions.base import Context, Likelihood, Output, Posterior, Prior, positive  # noqa: E402
 from kerasvae.distributions.bernoulli import BernoulliLikelihood  # noqa: E402
 from kerasvae.distributions.categorical import CategoricalLikelihood  # noqa: E402
 from kerasvae.distributions.conditional_prior import ConditionalNormalPrior  # noqa: E402
@@ -59,4 +59,5 @@ __all__ = [
     "VampPrior",
     "VonMisesFisherPosterior",
     "closed_kl",
+    "positive",
 ]

@@ -1,7 +1,7 @@
 """A normal prior whose mean and scale follow from covariates.
 
-Sohn, Lee & Yan 2015, Learning Structured Output Representation using Deep Conditional Generative Models, NeurIPS,
-section 4: the conditional prior p(z|c) of a conditional VAE, here p(z|c) = N(z; μ(c), diag σ(c)²).
+Sohn, Lee & Yan 2015, Learning Structured Output Representation using Deep Conditional Generative Models, NeurIPS: the
+conditional prior p(z|c) of a conditional VAE, here p(z|c) = N(z; μ(c), diag σ(c)²).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The continuous Bernoulli likelihood of images in [0, 1].
 
 Loaiza-Ganem & Cunningham 2019, The continuous Bernoulli: fixing a pervasive error in variational autoencoders, NeurIPS,
-arXiv 1907.06845, section 3. The decoder gives the natural parameter η, the logit of their λ; in it the density is
+arXiv 1907.06845. The decoder gives the natural parameter η, the logit of their λ; in it the density is
 p(x) = exp(ηx − A(η)) on [0, 1] with A(η) = log((e^η − 1) / η), so A'(η) is the mean and A''(η) the variance.
 """
 

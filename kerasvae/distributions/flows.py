@@ -2,7 +2,7 @@
 
 Kingma, Salimans, Jozefowicz, Chen, Sutskever & Welling 2016, Improving Variational Inference with Inverse
 Autoregressive Flow, arXiv 1606.04934 (Algorithm 1 and equations 10–14): quick to draw from, slow to invert. Its
-networks are those of Germain, Gregor, Murray & Larochelle 2015, MADE, arXiv 1502.03509 (section 3): dense, with masked
+networks are those of Germain, Gregor, Murray & Larochelle 2015, MADE, arXiv 1502.03509: dense, with masked
 weights. Dinh, Sohl-Dickstein & Bengio 2017, Density Estimation Using Real NVP, arXiv 1605.08803 (section 3.4,
 equation 9): quick both ways.
 

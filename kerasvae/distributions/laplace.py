@@ -2,7 +2,7 @@
 
 p(x) = exp(−|x − x̂| / b) / 2b. Kotz, Kozubowski & Podgórski 2001, The Laplace Distribution and Generalizations,
 section 2.6: the maximum-likelihood b is the mean absolute residual. It is taken here as the σ-VAE takes σ
-(Rybkin, Daniilidis & Levine 2021, arXiv 2006.13202, section 3.2).
+(Rybkin, Daniilidis & Levine 2021, arXiv 2006.13202).
 """
 
 from __future__ import annotations

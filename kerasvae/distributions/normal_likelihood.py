@@ -2,7 +2,7 @@
 
 The scale of the residual is not a hyperparameter: with σ fixed by hand, β = 1 is a guess about noise.
 Rybkin, Daniilidis & Levine 2021, Simple and Effective VAE Training with Calibrated Decoders (σ-VAE),
-arXiv 2006.13202, section 3.2: for a normal likelihood the optimal σ² is the mean squared residual.
+arXiv 2006.13202, the optimal σ: for a normal likelihood the optimal σ² is the mean squared residual.
 Kingma & Welling 2014, arXiv 1312.6114, appendix C.2: σ given by the decoder.
 """
 
@@ -34,8 +34,8 @@ class NormalLikelihood(ScaledLikelihood):
 
     Which σ it is, `scale` says:
 
-    - ``"optimal"``: one for all voxels, the maximum-likelihood estimate, the root of the mean squared residual (σ-VAE,
-      section 3.2), followed during training by an average over steps: an M-step beside the gradient step, so that
+    - ``"optimal"``: one for all voxels, the maximum-likelihood estimate, the root of the mean squared residual (σ-VAE),
+      followed during training by an average over steps: an M-step beside the gradient step, so that
       per-subject terms do not depend on who else is in the batch. The stored value is used at inference.
     - ``"fixed"``: `stddev` for all voxels.
     - ``"learned"``: one for all voxels, floor + softplus(r), with a trainable r.

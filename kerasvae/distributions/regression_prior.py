@@ -1,8 +1,9 @@
 """A prior along a line: where on it a person lies is what is regressed, e.g. age.
 
 Zhao et al. 2019, Variational Autoencoder for Regression: Application to Brain Aging Analysis, MICCAI,
-arXiv 1904.05948, section 2: p(z|r) = N(z; r u, σ² I) with uᵀu = 1. u is the direction in the latent space along which
-the brain changes with r, σ what differs between people of the same r.
+arXiv 1904.05948: p(z|r) = N(z; r u, σ² I) with uᵀu = 1. u is the direction in the latent space along which
+the brain changes with r, σ what differs between people of the same r. Where r is not known it is standardised and
+normal, r ~ N(0, 1), so that p(z) = N(z; 0, σ² I + u uᵀ).
 """
 
 from __future__ import annotations
@@ -71,13 +72,24 @@ class RegressionPrior(Prior):
         return tfd.Normal(mean, tf.fill(tf.shape(mean), self.stddev()))
 
     def log_prob(self, z: tf.Tensor, context: Context = NO_CONTEXT) -> tf.Tensor:
-        """log p(z|r) in nats, (S, B, d) to (S, B); row b of the condition goes with z[:, b]."""
+        """log p(z|r), or log p(z) without a condition, in nats, (S, B, d) to (S, B); row b goes with z[:, b]."""
         z = tf.ensure_shape(z, (None, None, self.latent_size))
-        return tf.reduce_sum(self.distribution(context).log_prob(z), axis=-1)
+        if context.condition is not None:
+            return tf.reduce_sum(self.distribution(context).log_prob(z), axis=-1)
+        # Σ = σ² I + u uᵀ: |Σ| = σ^2(d−1) (σ² + 1), zᵀ Σ⁻¹ z = (‖z‖² − (uᵀz)² / (1 + σ²)) / σ²
+        variance = tf.square(self.stddev())
+        along = tf.square(tf.linalg.matvec(z, self.direction()))
+        square = (tf.reduce_sum(tf.square(z), axis=-1) - along / (1 + variance)) / variance
+        log_determinant = (self.latent_size - 1) * tf.math.log(variance) + tf.math.log1p(variance)
+        return -0.5 * (square + log_determinant + self.latent_size * math.log(2 * math.pi))
 
     def sample(self, count: int, latent_size: int, seed: tf.Tensor, context: Context = NO_CONTEXT) -> tf.Tensor:
         """Draws, (count, d): one a row of the condition, in turn where `count` is not the number of rows."""
-        return draw_in_turn(self.distribution(context), count, seed)
+        if context.condition is not None:
+            return draw_in_turn(self.distribution(context), count, seed)
+        for_r, for_z = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+        r = tf.random.stateless_normal([count, 1], for_r)
+        return r * self.direction() + self.stddev() * tf.random.stateless_normal([count, self.latent_size], for_z)
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""

@@ -1,8 +1,8 @@
 """The one positive scale that a likelihood of real-valued images has: fixed, learned, or at its running optimum.
 
 With a scale fixed by hand, β = 1 is a guess about noise. Rybkin, Daniilidis & Levine 2021, Simple and Effective VAE
-Training with Calibrated Decoders (σ-VAE), arXiv 2006.13202, section 3: the scale learned beside the weights, or set to
-its maximum-likelihood value given the residuals (3.2).
+Training with Calibrated Decoders (σ-VAE), arXiv 2006.13202: the scale learned beside the weights, or set to
+its maximum-likelihood value given the residuals .
 """
 
 from __future__ import annotations

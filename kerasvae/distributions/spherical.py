@@ -1,11 +1,10 @@
 """Posteriors on the unit sphere S^(d−1): a direction and how sure it is.
 
-De Cao & Aziz 2020, The Power Spherical distribution, arXiv 2006.04437 (section 2: density and entropy; Algorithm 1:
-draws). Davidson, Falorsi, De Cao, Kipf & Tomczak 2018, Hyperspherical Variational Auto-Encoders, arXiv 1804.00891
-(section 3.1: the von Mises–Fisher density; Algorithms 1 and 2: draws by rejection, from Wood 1994, Simulation of the
-von Mises Fisher Distribution). Figurnov, Mohamed & Mnih 2018, Implicit Reparameterization Gradients, arXiv 1805.08498:
-a draw y with distribution function F(y; κ) and density f moves by dy/dκ = −(∂F/∂κ)/f, which is exact, where the
-gradient through accepted proposals alone is biased.
+De Cao & Aziz 2020, The Power Spherical distribution, arXiv 2006.04437 (density, entropy and draws). Davidson, Falorsi,
+De Cao, Kipf & Tomczak 2018, Hyperspherical Variational Auto-Encoders, arXiv 1804.00891 (the von Mises–Fisher density;
+draws by rejection, from Wood 1994, Simulation of the von Mises Fisher Distribution). Figurnov, Mohamed & Mnih 2018,
+Implicit Reparameterization Gradients, arXiv 1805.08498: a draw y with distribution function F(y; κ) and density f moves
+by dy/dκ = −(∂F/∂κ)/f, which is exact, where the gradient through accepted proposals alone is biased.
 
 Both densities are exp(log peak − κ s(θ)), with θ the angle between z and the mean direction and κ the concentration.
 They are with respect to the surface measure, whose total is 2 π^(d/2) / Γ(d/2). The angle has the density

@@ -1,6 +1,6 @@
 """The variational mixture of posteriors.
 
-Tomczak & Welling 2018, VAE with a VampPrior, AISTATS, arXiv 1705.07120, equation 9:
+Tomczak & Welling 2018, VAE with a VampPrior, AISTATS, arXiv 1705.07120:
 p(z) = 1/K Σ_k q(z|u_k), the mean of the posteriors of K pseudo-inputs u_k, images that are learned.
 It is the best prior for the ELBO, the aggregate posterior, cut down from all training images to K.
 """

@@ -11,7 +11,7 @@ __all__ = ["pca_reconstruct"]
 def pca_reconstruct(fit: NDArray, images: NDArray, components: int) -> NDArray[np.float32]:
     """Reconstruct held-out images from principal components (scikit-learn, full singular value decomposition).
 
-    Jolliffe 2002, Principal Component Analysis, 2nd ed., chapter 2.
+    Jolliffe 2002, Principal Component Analysis, 2nd ed.
 
     Args:
         fit: Images of train and validation people, (n, v).

@@ -34,7 +34,7 @@ def mutual_information_gap(codes: ArrayLike, factors: ArrayLike, *, bins: int = 
     """MIG: how much more the best dimension for a factor tells about it than the second best.
 
     1/f Σₖ (I(z_j(k); vₖ) − max over j ≠ j(k) of I(z_j; vₖ)) / H(vₖ), j(k) the best: Chen et al. 2018, Isolating Sources
-    of Disentanglement, NeurIPS, arXiv 1802.04942, section 4.1. In [0, 1]: 1 where each factor is known from one
+    of Disentanglement, NeurIPS, arXiv 1802.04942. In [0, 1]: 1 where each factor is known from one
     dimension and no other knows of it. There z is drawn from the posterior; here I is that of the codes as given, from
     counts in bins. Counting overstates I by up to (bins − 1)² / 2n nats, most for dimensions that know nothing, which
     pulls the gap of good codes down where people are few: use fewer bins then.
@@ -82,9 +82,10 @@ def sap(codes: ArrayLike, factors: ArrayLike, *, discrete: Discrete = None) -> f
 
     Mean over factors of the gap between the two largest scores of single dimensions: Kumar, Sattigeri & Balakrishnan
     2018, Variational Inference of Disentangled Latent Concepts, ICLR, arXiv 1711.00848, section 3. The score is R² of a
-    straight line for a continuous factor, and for a discrete one the accuracy of a linear support vector machine
-    (C = 1, levels weighed alike) averaged over levels, on the people it was fitted to. A constant dimension scores as
-    chance; the paper sets it to 0. In [0, 1] for continuous factors; at most 1 − 1/L for one with L levels, ½ for two.
+    straight line for a continuous factor, and for a discrete one the accuracy of a linear support vector machine (C =
+    1, levels weighed alike) averaged over levels, on the people it was fitted to: the program of Locatello et al. 2019,
+    arXiv 1811.12359. A constant dimension scores as chance; the paper sets it to 0. In [0, 1] for continuous factors;
+    at most 1 − 1/L for one with L levels, ½ for two.
 
     Args:
         codes: (n, d), d ≥ 2.
@@ -119,12 +120,12 @@ class DCI(NamedTuple):
 def dci(codes: ArrayLike, factors: ArrayLike, *, trees: int = 100, seed: int = 0, discrete: Discrete = None) -> DCI:
     """DCI, with the importances of random forests.
 
-    Eastwood & Williams 2018, A Framework for the Quantitative Evaluation of Disentangled Representations, ICLR, section
-    2, with R the importances: disentanglement Σᵢ ρᵢ (1 − H_f(Pᵢ)), Pᵢ the row Rᵢ divided by its sum, ρᵢ its share of
-    the total; completeness mean over k of 1 − H_d(Qₖ), Qₖ the column R.ₖ divided by its sum; entropies to the base f
-    and d. Informativeness is an error there; here it is the mean over factors of R² for continuous ones, and for
-    discrete ones of the accuracy averaged over levels, set so that chance is 0; both from trees that had not
-    seen the person, and what falls below 0 counts as 0.
+    Eastwood & Williams 2018, A Framework for the Quantitative Evaluation of Disentangled Representations, ICLR, with R
+    the importances: disentanglement Σᵢ ρᵢ (1 − H_f(Pᵢ)), Pᵢ the row Rᵢ divided by its sum, ρᵢ its share of the total;
+    completeness mean over k of 1 − H_d(Qₖ), Qₖ the column R.ₖ divided by its sum; entropies to the base f and d.
+    Informativeness is an error there; here it is the mean over factors of R² for continuous ones, and for discrete ones
+    of the accuracy averaged over levels, set so that chance is 0; both from trees that had not seen the person, and
+    what falls below 0 counts as 0.
 
     Args:
         codes: (n, d), d ≥ 2.
@@ -158,11 +159,10 @@ def explicitness(codes: ArrayLike, factors: ArrayLike, *, seed: int = 0, discret
     """Explicitness: can each level of each factor be told from the others by a linear function of the whole code?
 
     Mean over levels and factors of 2 (A − ½), A the area under the ROC curve of a logistic regression of one level
-    against the rest: Ridgeway & Mozer 2018, arXiv 1802.05312. In [−1, 1]: 1 is perfect, 0 chance; useless codes of few
-    people fall on either side of 0. Each person's score comes from a fit to the other three quarters of the people. A
-    continuous factor is cut at its median into two levels. A level in the middle of an ordered factor is not linear
-    in one dimension; this lowers the figure, as in the paper. Levels that all but one person, or only one, hold are
-    left out.
+    against the rest, after Ridgeway & Mozer 2018, arXiv 1802.05312. In [−1, 1]: 1 is perfect, 0 chance; useless codes
+    of few people fall on either side of 0. Each person's score comes from a fit to the other three quarters of the
+    people. A continuous factor is cut at its median into two levels. A level in the middle of an ordered factor is not
+    linear in one dimension; this lowers the figure. Levels that all but one person, or only one, hold are left out.
 
     Args:
         codes: (n, d).

@@ -30,7 +30,7 @@ def explained_variance(images: NDArray, reconstructions: NDArray, train_mean: ND
     """Share of the variance between people that the reconstructions explain.
 
     1 − Σᵢ‖xᵢ − x̂ᵢ‖² / Σᵢ‖xᵢ − x̄‖², with x̄ the mean of the *training* people: the out-of-sample R² of Campbell &
-    Thompson 2008, Rev. Financ. Stud. 21(4), equation 1. One is perfect; zero is the mean brain; below zero is worse.
+    Thompson 2008, Rev. Financ. Stud. 21(4). One is perfect; zero is the mean brain; below zero is worse.
 
     Args:
         images: Held-out people, (n, v).

@@ -88,7 +88,14 @@ def check_combination(
             f"The prior {prior.kind!r}",
             rule="be given covariates",
             got="a model that takes none",
-            fix="Use ConditionalVAE or RegressionVAE, or another prior",
+            fix="Give the model covariates, or take another prior",
+        )
+    if prior.kind == "vamp" and conditional:
+        raise ModelError(
+            "The prior 'vamp'",
+            rule="be given an encoder of images alone: its pseudo-images have no covariates",
+            got="a model that takes covariates",
+            fix="Use 'conditional_normal'",
         )
     if posterior.kind in PRIORS:
         valid, reason = PRIORS[posterior.kind]

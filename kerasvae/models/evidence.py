@@ -6,6 +6,7 @@ log p(x) ≥ E[log 1/n Σ w_s], w_s = p(x|z_s) p(z_s) / q(z_s|x), z_s ~ q(z|x). 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.special import logsumexp, softmax
 from kerasvae.objectives.rules import whole_number
 
 if TYPE_CHECKING:
-    from kerasvae.models.vae import VAE
+    from kerasvae.models.core import Core
 
 __all__ = ["Evidence", "log_evidence"]
 
@@ -34,7 +35,7 @@ class Evidence(NamedTuple):
     effective_samples: NDArray[np.float64]
 
 
-def log_evidence(model: VAE, x: NDArray[np.float32], samples: int, *, chunk: int, seed: int) -> Evidence:
+def log_evidence(model: Core, x: Mapping[str, NDArray[np.float32]], samples: int, *, chunk: int, seed: int) -> Evidence:
     """The evidence of each subject, one subject and `chunk` draws at a time; see `VAE.log_evidence`.
 
     Voxels are summed in float64: of a million of them, float32 would lose the differences between draws.
@@ -45,7 +46,7 @@ def log_evidence(model: VAE, x: NDArray[np.float32], samples: int, *, chunk: int
 
     Args:
         model: Posterior, which must have a density, prior and likelihood are used; the objective is not.
-        x: Images, (n, *data_shape).
+        x: Images, (n, *data_shape), as ``image``, and what else the model takes.
         samples: Draws a subject, ≥ 1.
         chunk: Draws decoded at a time, ≥ 1; memory grows with it.
         seed: Seed of the draws.
@@ -54,22 +55,28 @@ def log_evidence(model: VAE, x: NDArray[np.float32], samples: int, *, chunk: int
         ArgumentError: If `samples` or `chunk` is not a whole number, 1 or more.
     """
     samples, chunk = whole_number("samples", samples, least=1), whole_number("chunk", chunk, least=1)
-    weights = np.array([_log_weights(model, image[None], samples, chunk, (seed, row)) for row, image in enumerate(x)])
+    weights = np.array(
+        [
+            _log_weights(model, {name: values[row][None] for name, values in x.items()}, samples, chunk, (seed, row))
+            for row in range(len(x["image"]))
+        ]
+    )
     # The weights are normalised before they are squared: at −10⁶ nats, differences of logarithms lose their digits.
     effective = 1 / np.sum(softmax(weights, axis=1) ** 2, axis=1)
     return Evidence(logsumexp(weights, axis=1) - np.log(samples), effective)
 
 
 def _log_weights(
-    model: VAE, image: NDArray[np.float32], samples: int, chunk: int, seed: tuple[int, int]
+    model: Core, subject: dict[str, NDArray[np.float32]], samples: int, chunk: int, seed: tuple[int, int]
 ) -> NDArray[np.float64]:
     """log w of each draw for one subject, (samples,)."""
     parts = []
+    batch = {name: tf.constant(values) for name, values in subject.items()}
     for start in range(0, samples, chunk):
         # Folded in, not added: else neighbouring seeds would share most of their draws.
         chunk_seed = tf.random.experimental.stateless_fold_in(tf.constant(seed, tf.int32), start)
-        draws, decoded = model.draws(tf.constant(image), chunk_seed, samples=min(chunk, samples - start))
-        likelihood = model.likelihood.log_prob(tf.constant(image), decoded, dtype=tf.float64).numpy()
+        draws, decoded = model.draws(batch, chunk_seed, samples=min(chunk, samples - start))
+        likelihood = model.likelihood.log_prob(batch["image"], decoded, dtype=tf.float64).numpy()
         prior, posterior = (value[:, 0].numpy().astype(np.float64) for value in (draws.log_prior, draws.log_posterior))
         parts.append(likelihood + prior - posterior)
     return np.concatenate(parts)

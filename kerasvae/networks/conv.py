@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import keras
 
 from kerasvae.errors import ArgumentError
+from kerasvae.networks.condition import condition_input, inputs_of, with_condition
 from kerasvae.networks.norm import check_norm, normalise
 
 __all__ = ["conv_decoder", "conv_encoder"]
@@ -29,8 +30,12 @@ def conv_encoder(
     activation: str = "silu",
     dropout: float = 0.0,
     seed: int | None = None,
+    condition_size: int = 0,
 ) -> keras.Model:
     """Strided 3ⁿ convolutions, then one dense layer: (batch, *data_shape) to (batch, outputs).
+
+    With a condition the inputs are [images, condition]: it shifts every channel of every level (the additive half of
+    FiLM; Perez et al. 2018, arXiv 1709.07871) and enters the dense layer.
 
     Args:
         data_shape: One to three axes, no channels.
@@ -40,17 +45,23 @@ def conv_encoder(
         activation: Any Keras activation.
         dropout: Rate before the dense layer.
         seed: Seed of the dropout; None draws one.
+        condition_size: Columns of the standardised covariates; 0 for none.
     """
     rank = _check(data_shape, filters, norm)
     image = keras.Input(tuple(data_shape), name="image")
+    condition = condition_input(condition_size)
     x = keras.layers.Reshape((*data_shape, 1))(image)
     for width in filters:
-        x = _CONV[rank](width, 3, strides=2, padding="same")(x)
-        x = keras.layers.Activation(activation)(normalise(x, norm))
+        x = normalise(_CONV[rank](width, 3, strides=2, padding="same")(x), norm)
+        if condition is not None:
+            shift = keras.layers.Dense(width)(condition)
+            x = keras.layers.Add()([x, keras.layers.Reshape((*[1] * rank, width))(shift)])
+        x = keras.layers.Activation(activation)(x)
     x = keras.layers.Flatten()(x)
     if dropout:
         x = keras.layers.Dropout(dropout, seed=seed)(x)
-    return keras.Model(image, keras.layers.Dense(outputs, name="parameters")(x), name="encoder")
+    x = keras.layers.Dense(outputs, name="parameters")(with_condition(x, condition))
+    return keras.Model(inputs_of(image, condition), x, name="encoder")
 
 
 def conv_decoder(
@@ -60,6 +71,7 @@ def conv_decoder(
     norm: str = "group",
     activation: str = "silu",
     channels: int = 1,
+    condition_size: int = 0,
 ) -> keras.Model:
     """The mirror of `conv_encoder`: (batch, latent_size) to (batch, *data_shape), or (batch, *data_shape, channels).
 
@@ -70,13 +82,14 @@ def conv_decoder(
         norm: ``"group"`` or ``"none"``.
         activation: Any Keras activation.
         channels: Numbers for each voxel, the likelihood's `channels`; with 1 there is no axis for them.
+        condition_size: Columns of the standardised covariates; with any, the inputs are [codes, condition].
     """
     rank = _check(data_shape, filters, norm)
     sizes = [tuple(data_shape)]
     for _ in filters:
         sizes.append(tuple(math.ceil(n / 2) for n in sizes[-1]))
-    z = keras.Input((latent_size,), name="z")
-    x = keras.layers.Dense(math.prod(sizes[-1]) * filters[-1])(z)
+    z, condition = keras.Input((latent_size,), name="z"), condition_input(condition_size)
+    x = keras.layers.Dense(math.prod(sizes[-1]) * filters[-1])(with_condition(z, condition))
     x = keras.layers.Reshape((*sizes[-1], filters[-1]))(x)
     for level in range(len(filters) - 1, -1, -1):
         x = keras.layers.Activation(activation)(normalise(x, norm))
@@ -87,7 +100,7 @@ def conv_decoder(
     x = keras.layers.Activation(activation)(x)
     x = _CONV[rank](channels, 3, padding="same", name="mean")(x)
     made = tuple(data_shape) if channels == 1 else (*data_shape, channels)
-    return keras.Model(z, keras.layers.Reshape(made)(x), name="decoder")
+    return keras.Model(inputs_of(z, condition), keras.layers.Reshape(made)(x), name="decoder")
 
 
 def _check(data_shape: Sequence[int], filters: Sequence[int], norm: str) -> int:

@@ -1,7 +1,8 @@
 """A start that is not the mean brain: probabilistic PCA as the linear core of encoder and decoder.
 
-Tipping & Bishop 1999, Probabilistic Principal Component Analysis, J. R. Stat. Soc. B 61(3):611-622.
-With sample covariance eigenvalues λ₁ ≥ λ₂ ≥ …, N voxels and q components (their equations 7 and 8, R = I):
+Tipping & Bishop 1999, Probabilistic Principal Component Analysis, J. R. Stat. Soc. B 61(3):611-622. With sample
+covariance eigenvalues λ₁ ≥ λ₂ ≥ …, N voxels and q components (their maximum-likelihood solution with R = I, and the
+posterior that follows):
 
     σ² = (Σ_{i>q} λᵢ) / (N − q),    W = U_q (Λ_q − σ² I)^½,
     p(z|x) = N(M⁻¹ Wᵀ (x − μ), σ² M⁻¹),    M = WᵀW + σ² I = Λ_q  (diagonal).
@@ -10,6 +11,9 @@ So the exact posterior is a diagonal normal that a VAE can hold: at step 0 the m
 optimum of the linear VAE; Lucas et al. 2019, Don't Blame the ELBO!, arXiv 1911.02469), and the convolutional
 branches, multiplied by gates that start at zero, can only be learned beside it. The core itself is not trained: an
 Adam step moves every weight by the learning rate, which is more than most of these weights measure.
+
+With covariates c the model is x = μ + S c + W z + ε: S by least squares, probabilistic PCA of what is left, and μ + S c
+in the place of μ.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from kerasvae.errors import ArgumentError
+from kerasvae.networks.condition import condition_input, inputs_of, with_condition
 from kerasvae.types import Mask
 
 __all__ = ["Core", "fit_core", "linear_start"]
@@ -36,21 +41,29 @@ class Core(NamedTuple):
         axes: Orthonormal principal axes as rows, (q, v).
         eigenvalues: Variances along them, largest first, (q,).
         noise_variance: σ² per voxel.
+        slopes: Change of the image with each standardised covariate, (c, v); no rows without.
     """
 
     mean: NDArray[np.float32]
     axes: NDArray[np.float32]
     eigenvalues: NDArray[np.float64]
     noise_variance: float
+    slopes: NDArray[np.float32]
 
 
-def fit_core(images: NDArray[np.float32], latent_size: int, mask: Mask | None = None) -> Core:
+def fit_core(
+    images: NDArray[np.float32],
+    latent_size: int,
+    mask: Mask | None = None,
+    condition: NDArray[np.float32] | None = None,
+) -> Core:
     """Exact probabilistic PCA through the n × n Gram matrix (n people, far fewer than voxels).
 
     Args:
         images: (n, *data_shape), training people only.
         latent_size: Number of components q; components beyond n − 1 get eigenvalue σ² and stay inactive.
         mask: Voxels to use.
+        condition: Standardised covariates, (n, c): what follows from them by a line is taken out first.
 
     Raises:
         ArgumentError: With fewer than three images, or images that do not differ.
@@ -58,12 +71,14 @@ def fit_core(images: NDArray[np.float32], latent_size: int, mask: Mask | None = 
     if len(images) < 3:
         raise ArgumentError("images", rule="hold at least three people", got=len(images), fix="Train on more people")
     flat = images.reshape(len(images), -1) if mask is None else images[:, mask]
-    mean = flat.mean(axis=0, dtype=np.float64).astype(np.float32)
-    centred = flat - mean
+    design = np.ones((len(flat), 1)) if condition is None else np.column_stack([np.ones(len(flat)), condition])
+    fitted = np.linalg.pinv(design).astype(np.float32) @ flat
+    mean, slopes = fitted[0], fitted[1:]
+    centred = flat - design.astype(np.float32) @ fitted
     gram = centred.astype(np.float64) @ centred.T.astype(np.float64) / len(flat)
     values, vectors = np.linalg.eigh(gram)
     values, vectors = np.clip(values[::-1], 0, None), vectors[:, ::-1]
-    kept = min(latent_size, int((values > values[0] * 1e-10).sum()), len(flat) - 2, flat.shape[1] - 1)
+    kept = min(latent_size, int((values > values[0] * 1e-10).sum()), len(flat) - 1 - len(fitted), flat.shape[1] - 1)
     if values[0] <= 0 or kept < 1:
         raise ArgumentError("images", rule="differ between people", got="no variance", fix="Check the preprocessing")
     noise = float((values.sum() - values[:kept].sum()) / (flat.shape[1] - kept))
@@ -72,7 +87,7 @@ def fit_core(images: NDArray[np.float32], latent_size: int, mask: Mask | None = 
     axes[:kept] = (vectors[:, :kept] / np.sqrt(values[:kept] * len(flat))).T @ centred
     eigenvalues = np.full(latent_size, noise)
     eigenvalues[:kept] = np.maximum(values[:kept], noise)
-    return Core(mean, axes, eigenvalues, noise)
+    return Core(mean, axes, eigenvalues, noise, slopes)
 
 
 @keras.saving.register_keras_serializable("kerasvae")
@@ -94,8 +109,9 @@ def linear_start(
     """Put probabilistic PCA beside a pair of networks, which then learn what it cannot express.
 
     Args:
-        encoder: (batch, *data_shape) to (batch, 2q), parameters of a `NormalPosterior`.
-        decoder: (batch, q) to (batch, *data_shape).
+        encoder: (batch, *data_shape) to (batch, 2q), parameters of a `NormalPosterior`, or more, as `RegressionVAE`
+            needs; with covariates from [images, condition].
+        decoder: (batch, q) to (batch, *data_shape); with covariates from [codes, condition].
         core: From `fit_core`.
         mask: The mask that `core` was fitted in.
         floor: The `NormalPosterior`'s floor, so that its standard deviations come out as probabilistic PCA's.
@@ -103,33 +119,45 @@ def linear_start(
     Returns:
         Encoder and decoder of the same shapes, equal to probabilistic PCA until they are trained.
     """
-    shape = tuple(encoder.input_shape[1:])
+    shape = tuple((encoder.input_shape[0] if isinstance(encoder.input_shape, list) else encoder.input_shape)[1:])
     inside = np.ones(shape, bool) if mask is None else np.asarray(mask, bool)
     loading_scale = np.sqrt(np.maximum(core.eigenvalues - core.noise_variance, 0.0))
-    loadings = np.zeros((len(core.axes), math.prod(shape)), np.float32)
-    loadings[:, inside.ravel()] = core.axes * loading_scale[:, None]
-    mean = np.zeros(math.prod(shape), np.float32)
-    mean[inside.ravel()] = core.mean
+    loadings, slopes = (_spread(rows, inside) for rows in (core.axes * loading_scale[:, None], core.slopes))
+    mean = _spread(core.mean[None], inside)[0]
     stddev = np.sqrt(core.noise_variance / core.eigenvalues)
     projection = loadings.T / core.eigenvalues[None].astype(np.float32)
-    image = keras.Input(shape, name="image")
-    flat = keras.layers.Flatten()(image)
+    image, condition = keras.Input(shape, name="image"), condition_input(len(slopes))
+    flat = with_condition(keras.layers.Flatten()(image), condition)
     posterior_mean = keras.layers.Dense(len(core.axes), trainable=False, name="linear_encoder")(flat)
     # softplus⁻¹ of the exact posterior's standard deviation, as a constant bias of the second half.
     raw = np.log(np.expm1(np.maximum(stddev - floor, 1e-6)))
-    residual = Gate(name="encoder_gate")(encoder(image))
-    parameters = Spread(raw.tolist(), name="parameters")([posterior_mean, residual])
-    linear_encoder = keras.Model(image, parameters, name="encoder")
+    residual = Gate(name="encoder_gate")(encoder(inputs_of(image, condition)))
+    size = 2 * len(core.axes)
+    parameters = Spread(raw.tolist(), name="parameters")([posterior_mean, residual[:, :size]])
+    if rest := encoder.output_shape[-1] - size:  # what a model reads beside the posterior begins as linear in its mean
+        read = keras.layers.Dense(rest, kernel_initializer="zeros", name="reading")(posterior_mean)
+        parameters = keras.layers.Concatenate()([parameters, keras.layers.Add()([read, residual[:, size:]])])
+    linear_encoder = keras.Model(inputs_of(image, condition), parameters, name="encoder")
 
-    z = keras.Input((len(core.axes),), name="z")
-    linear = keras.layers.Dense(math.prod(shape), trainable=False, name="linear_decoder")(z)
+    z, condition = keras.Input((len(core.axes),), name="z"), condition_input(len(slopes))
+    linear = keras.layers.Dense(math.prod(shape), trainable=False, name="linear_decoder")(with_condition(z, condition))
     linear = keras.layers.Reshape(shape)(linear)
-    extra = keras.layers.Reshape((*shape, 1))(decoder(z))
+    extra = keras.layers.Reshape((*shape, 1))(decoder(inputs_of(z, condition)))
     extra = keras.layers.Reshape(shape)(Gate(name="decoder_gate")(extra))
-    linear_decoder = keras.Model(z, keras.layers.Add(name="mean")([linear, extra]), name="decoder")
-    linear_encoder.get_layer("linear_encoder").set_weights([projection, -mean @ projection])
-    linear_decoder.get_layer("linear_decoder").set_weights([loadings, mean])
+    linear_decoder = keras.Model(
+        inputs_of(z, condition), keras.layers.Add(name="mean")([linear, extra]), name="decoder"
+    )
+    by_image = np.concatenate([projection, -slopes @ projection])
+    linear_encoder.get_layer("linear_encoder").set_weights([by_image, -mean @ projection])
+    linear_decoder.get_layer("linear_decoder").set_weights([np.concatenate([loadings, slopes]), mean])
     return linear_encoder, linear_decoder
+
+
+def _spread(rows: NDArray[np.float32], inside: Mask) -> NDArray[np.float32]:
+    """Values of mask voxels, (r, v), on the whole flattened grid, 0 elsewhere: (r, grid)."""
+    whole = np.zeros((len(rows), inside.size), np.float32)
+    whole[:, inside.ravel()] = rows
+    return whole
 
 
 @keras.saving.register_keras_serializable("kerasvae")

@@ -1,9 +1,9 @@
 """DIP-VAE: the covariance of the aggregate posterior is drawn towards the identity.
 
 Kumar, Sattigeri & Balakrishnan 2018, Variational Inference of Disentangled Latent Concepts from Unlabeled Observations,
-ICLR, arXiv 1711.00848. Equation 5: Cov_q(z)[z] = E_x Cov_q(z|x)[z] + Cov_x(E_q(z|x)[z]). Equation 6 (DIP-VAE-I)
-penalises the covariance C of the posterior means, equation 7 (DIP-VAE-II) the whole of it:
-λ_od Σ_{i≠j} C_ij² + λ_d Σ_i (C_ii − 1)².
+ICLR, arXiv 1711.00848. Law of total covariance: Cov_q(z)[z] = E_x Cov_q(z|x)[z] + Cov_x(E_q(z|x)[z]). Equation 6
+(DIP-VAE-I) penalises the covariance C of the posterior means, equation 7 (DIP-VAE-II) the whole of it: λ_od Σ_{i≠j}
+C_ij² + λ_d Σ_i (C_ii − 1)².
 
 The squares make the penalty too high by the variance of the estimate of C, of the order d²/n for n codes: with small
 batches it measures the batch, not the people. So earlier codes may take part in the estimate (`memory`).

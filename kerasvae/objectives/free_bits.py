@@ -1,7 +1,7 @@
 """Free bits: information that costs nothing up to a threshold, against codes that are never used.
 
 Kingma, Salimans, Jozefowicz, Chen, Sutskever & Welling 2016, Improving Variational Inference with Inverse
-Autoregressive Flow, arXiv 1606.04934, section 4 and appendix C.8, for groups j of latent dimensions and batches M:
+Autoregressive Flow, arXiv 1606.04934, appendix C.8, for groups j of latent dimensions and batches M:
 E_M[E_q[log p(x|z)]] − Σ_j max(λ, E_M[KL(q(z_j|x) ‖ p(z_j))]).
 """
 

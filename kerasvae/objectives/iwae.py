@@ -4,7 +4,7 @@ Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders, arXiv 1509
 log p(x) ≥ E[log 1/K Σ_s w_s] with w_s = p(x|z_s) p(z_s) / q(z_s|x) and K draws z_s ~ q(z|x).
 
 Tucker, Lawson, Gu & Maddison 2019, Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives,
-arXiv 1810.04152, section 4. With w̃_s = w_s / Σ w, the bound's gradient for the encoder's parameters φ is
+arXiv 1810.04152. With w̃_s = w_s / Σ w, the bound's gradient for the encoder's parameters φ is
 E[Σ_s w̃_s² ∂log w_s/∂z_s ∂z_s/∂φ], where log w_s depends on φ through z_s alone. The bound gives
 w̃_s ∂log w_s/∂z_s to each code; its second factor w̃_s is the code's weight.
 """

@@ -1,8 +1,9 @@
 """A mean of importance-weighted bounds.
 
-Rainforth et al. 2018, Tighter Variational Bounds are Not Necessarily Better, arXiv 1802.04537, section 4 (MIWAE):
-1/M Σ_m log 1/K Σ_k w_mk, with weights w as in `kerasvae.objectives.iwae`. In expectation it equals the bound of `IWAE`
-with K draws, while M lowers the variance of its gradient: K tightens the bound, M keeps the encoder's signal.
+Rainforth et al. 2018, Tighter Variational Bounds are Not Necessarily Better, arXiv 1802.04537, the multiply importance
+weighted autoencoder (MIWAE): 1/M Σ_m log 1/K Σ_k w_mk, with weights w as in `kerasvae.objectives.iwae`. In expectation
+it equals the bound of `IWAE` with K draws, while M lowers the variance of its gradient: K tightens the bound, M keeps
+the encoder's signal.
 """
 
 from __future__ import annotations

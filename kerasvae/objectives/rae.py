@@ -1,10 +1,11 @@
 """Deterministic autoencoders: plain, and regularised.
 
 Ghosh, Sajjadi, Vergari, Black & Schölkopf 2020, From Variational to Deterministic Autoencoders, ICLR,
-arXiv 1903.12436, equation 11: L = L_REC + β·½‖z‖² + λ·L_REG, where L_REG keeps the decoder smooth.
+arXiv 1903.12436: L = L_REC + β·½‖z‖² + λ·L_REG, where L_REG keeps the decoder smooth.
 
-Here L_REC is −log p(x|z), so β is in nats whatever the grid. λ·L_REG belongs elsewhere. For the decoder's weights
-(the paper's RAE-L2) it is weight decay of the optimiser: ``keras.optimizers.AdamW(weight_decay=λ)`` with
+Here L_REC is −log p(x|z), so β is in nats whatever the grid. λ·L_REG belongs elsewhere. For the decoder's weights (the
+paper's RAE-L2) weight decay of the optimiser does its work, at a strength w that is not λ:
+``keras.optimizers.AdamW(weight_decay=w)`` with
 ``optimizer.exclude_from_weight_decay(var_list=model.encoder.trainable_variables)`` before `compile`; Keras does not
 write that exclusion to a file. For spectral normalisation (RAE-SN) the decoder's layers are wrapped in
 `keras.layers.SpectralNormalization`.
@@ -39,7 +40,8 @@ class RAE(Objective):
     """−log p(x|z) + β·½‖z‖², in nats per subject.
 
     The second term only keeps the codes from growing while the decoder's weights shrink. New images need a density
-    fitted to the codes after training (section 4 of the paper): draws of the prior are not where the codes are.
+    fitted to the codes after training (the paper's ex-post density estimation): draws of the prior are not where the
+    codes are.
 
     Args:
         beta: Weight of ½‖z‖², ≥ 0; 1 is −log p(z) of a standard normal prior but for its constant. It may be

@@ -3,7 +3,7 @@
 Wang, Bovik, Sheikh & Simoncelli 2004, Image Quality Assessment, IEEE Trans. Image Processing 13(4), equations 6 and
 9–13: SSIM = l·cs with l = (2 μ_a μ_b + C₁)/(μ_a² + μ_b² + C₁) and cs = (2 σ_ab + C₂)/(σ_a² + σ_b² + C₂), C = (K·L)²,
 from means, variances and covariance under a Gaussian window around each voxel.
-Wang, Simoncelli & Bovik 2003, Multiscale Structural Similarity, Asilomar, equation 7: the product over scales of the
+Wang, Simoncelli & Bovik 2003, Multiscale Structural Similarity, Asilomar: the product over scales of the
 mean cs and, at the coarsest, of the mean l·cs, each to the power of its weight.
 
 Border: the image is continued by its mirror image, the edge voxel included (`mode="reflect"` of scipy.ndimage), so the
@@ -29,7 +29,7 @@ from kerasvae.types import Mask, pack_mask, unpack_mask
 __all__ = ["WEIGHTS", "WithMSSSIM", "ms_ssim", "scale_weights", "ssim", "ssim_maps"]
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""Weights of the scales, finest first (Wang et al. 2003, section 3.2)."""
+"""Weights of the scales, finest first (Wang et al. 2003, calibrated across scales)."""
 
 FLOOR = 1e-4
 """What a mean cs or l·cs below it counts as: fractional powers have no gradient at 0 and no value below."""

@@ -1,8 +1,8 @@
 """Sticking the landing: the ELBO's gradient through the codes alone.
 
 Roeder, Wu & Duvenaud 2017, Sticking the Landing: Simple, Lower-Variance Gradient Estimators for Variational Inference,
-arXiv 1703.09194, section 3. The gradient of log q(z|x) with respect to the parameters φ of q, at fixed z, is zero in
-expectation (their equation 7, the score function). Without it the estimate stays unbiased, and its variance falls to
+arXiv 1703.09194. The gradient of log q(z|x) with respect to the parameters φ of q, at fixed z, is zero in
+expectation (the score function). Without it the estimate stays unbiased, and its variance falls to
 zero where q(z|x) is the exact posterior.
 """
 

@@ -3,14 +3,14 @@
 Chen, Li, Grosse & Duvenaud 2018, Isolating Sources of Disentanglement in VAEs, arXiv 1802.04942, equation 2:
 E_x KL(q(z|x) ‖ p(z)) = I_q(z; n) + KL(q(z) ‖ Π_j q(z_j)) + Σ_j KL(q(z_j) ‖ p(z_j)),
 the index-code mutual information, the total correlation and the dimension-wise KL, with q(z) the mean of q(z|x_n)
-over the N training people. The objective weighs them α, β and γ (section 3.1).
+over the N training people. The objective weighs them α, β and γ (equation 4).
 
-q(z) is estimated from the B people of a batch as Σ_i w_bi q(z_b|x_i), where z_b is a code of person b.
-*Stratified* (appendix C.2): the person's own posterior has weight 1/N and the others share the rest, so every row of
-weights sums to 1. The paper gives one of the others another weight than the rest; the weights here are the mean over
-that choice: the same expectation, q(z) itself, with less variance, and at B = N exactly q(z). Programs that put the
-1/N in a column instead of on the diagonal estimate something else.
-*Weighted* (section 3.1, appendix C.1): every weight is 1/(N·B); its logarithm is too low, the more so the larger N.
+q(z) is estimated from the B people of a batch as Σ_i w_bi q(z_b|x_i), where z_b is a code of person b. *Stratified*
+(minibatch stratified sampling, in the appendix): the person's own posterior has weight 1/N and the others share the
+rest, so every row of weights sums to 1. The paper gives one of the others another weight than the rest; the weights
+here are the mean over that choice: the same expectation, q(z) itself, with less variance, and at B = N exactly q(z).
+Programs that put the 1/N in a column instead of on the diagonal estimate something else. *Weighted* (minibatch weighted
+sampling): every weight is 1/(N·B); its logarithm is too low, the more so the larger N.
 
 The logarithm of either estimate depends on the batch size, so the parts are comparable at one batch size only.
 """
@@ -27,7 +27,7 @@ __all__ = ["ESTIMATORS", "BetaTCVAE", "aggregate_log_densities", "stratified_log
 
 
 def stratified_log_weights(batch: int | tf.Tensor, people: float | tf.Tensor) -> tf.Tensor:
-    """log w of minibatch stratified sampling, appendix C.2.
+    """log w of minibatch stratified sampling.
 
     Args:
         batch: B. A batch of one has the single weight 1.
@@ -45,7 +45,7 @@ def stratified_log_weights(batch: int | tf.Tensor, people: float | tf.Tensor) ->
 
 
 def weighted_log_weights(batch: int | tf.Tensor, people: float | tf.Tensor) -> tf.Tensor:
-    """log w of minibatch weighted sampling, appendix C.1: log 1/(N·B) everywhere, (B, B); N ≥ B as above."""
+    """log w of minibatch weighted sampling: log 1/(N·B) everywhere, (B, B); N ≥ B as above."""
     b = tf.cast(batch, tf.float32)
     n = tf.maximum(tf.cast(people, tf.float32), b)
     return tf.fill((batch, batch), -tf.math.log(n) - tf.math.log(b))

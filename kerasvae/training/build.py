@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,9 +11,11 @@ import numpy as np
 
 import kerasvae.distributions as distributions
 import kerasvae.objectives as objectives
+from kerasvae.covariates import Covariate, Covariates
 from kerasvae.distributions import Likelihood, Posterior, Prior
 from kerasvae.errors import RecipeError, nearest
-from kerasvae.models import VAE
+from kerasvae.models import VAE, RegressionVAE
+from kerasvae.models.coding import Coding
 from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, fit_core, linear_start
 from kerasvae.objectives import Objective, WithMSSSIM
 from kerasvae.preprocess import Pipeline
@@ -34,48 +36,106 @@ def kinds(module: Any, base: Any) -> dict[str, Any]:
     return {c.kind: c for c in family if c not in (base, WithMSSSIM)}
 
 
-def build_model(recipe: Recipe, images: Array, pipeline: Pipeline) -> VAE:
-    """The recipe's model; a linear start is fitted to `images`.
+def build_model(
+    recipe: Recipe,
+    images: Array,
+    pipeline: Pipeline,
+    table: Mapping[str, Sequence[str]] | None = None,
+    units: Mapping[str, str] | None = None,
+    limits: Mapping[str, Sequence[str]] | None = None,
+) -> VAE:
+    """The recipe's model; covariates and a linear start are fitted to the training people.
 
     Args:
         recipe: Sections `model`, `objective` and `training` are used.
         images: Training people, (n, *data_shape).
         pipeline: Its mask restricts the likelihood.
+        table: Their covariates, column name to n cells, for models that take any.
+        units: Of columns.
+        limits: Covariates of the whole cohort; see `Covariates.fit`.
 
     Raises:
-        RecipeError: If a part is unknown or an option of it is.
+        RecipeError: If a part is unknown or an option of it is, or a covariate is not in the table.
+        ArgumentError: If a covariate does not vary or has missing values.
         ModelError: If the parts do not go together.
     """
     section, shape = recipe.model, images.shape[1:]
-    sizes = {"latent_size": section.latent_size, "data_shape": shape}
+    covariates, target = _covariates(section, table or {}, units or {}, limits or {})
+    condition = None if covariates is None else Coding(covariates)(covariates.matrix(table or {})).numpy()
+    condition_size = 0 if condition is None else condition.shape[1]
+    sizes = {"latent_size": section.latent_size, "data_shape": shape, "condition_size": condition_size}
     posterior = _part(Posterior, section.posterior, section.posterior_options, sizes, "model.posterior")
-    prior = _part(Prior, section.prior, section.prior_options, sizes, "model.prior")
+    # a regression's prior is its own, unless another is asked for, which it refuses
+    kind = "regression" if target and section.prior == "standard_normal" else section.prior
+    prior = _part(Prior, kind, section.prior_options, sizes, "model.prior")
     likelihood = _likelihood(section, shape, pipeline.mask)
-    encoder, decoder = _networks(recipe, shape, posterior.parameter_size(section.latent_size), likelihood.channels)
+    width = posterior.parameter_size(section.latent_size) + (2 if target else 0)
+    encoder, decoder = _networks(recipe, shape, width, likelihood.channels, condition_size)
     if section.start == "linear":
         _check_linear(section)
-        core = fit_core(images, section.latent_size, pipeline.mask)
+        core = fit_core(images, section.latent_size, pipeline.mask, condition)
         encoder, decoder = linear_start(encoder, decoder, core, pipeline.mask)
         likelihood.set_sigma(float(np.sqrt(core.noise_variance)))
-    model = VAE(
-        encoder,
-        decoder,
-        posterior=posterior,
-        prior=prior,
-        likelihood=likelihood,
-        objective=_objective(recipe),
-        seed=recipe.training.seed,
-    )
+    parts: dict[str, Any] = {
+        "posterior": posterior,
+        "prior": prior,
+        "likelihood": likelihood,
+        "objective": _objective(recipe),
+        "seed": recipe.training.seed,
+        "covariates": covariates,
+    }
+    model = RegressionVAE(encoder, decoder, target=target, **parts) if target else VAE(encoder, decoder, **parts)
     model.compile(keras.optimizers.Adam(recipe.training.learning_rate))
     return model
 
 
-def _networks(recipe: Recipe, shape: tuple[int, ...], width: int, channels: int) -> tuple[keras.Model, keras.Model]:
+def _covariates(
+    section: ModelSection,
+    table: Mapping[str, Sequence[str]],
+    units: Mapping[str, str],
+    limits: Mapping[str, Sequence[str]],
+) -> tuple[Covariates | None, Covariate | None]:
+    """What the model takes beside the image, and what it regresses on it."""
+    wanted = (*section.condition, *([section.target] if section.target else []))
+    for name in wanted:
+        if name not in table:
+            close = nearest(name, table)
+            raise RecipeError(
+                "model.condition and model.target",
+                rule="name columns of the cohort's table",
+                got=repr(name),
+                fix=f"Did you mean {close!r}?" if close else f"It has {', '.join(table) or 'none'}",
+            )
+    if section.target in section.condition:
+        raise RecipeError(
+            "model.target",
+            rule="be left out of model.condition: what is given need not be regressed",
+            got=repr(section.target),
+            fix="Take it out of one of them",
+        )
+    target = covariates = None
+    if section.target:
+        target = Covariates.fit({section.target: table[section.target]}, units=units, missing="mean", limits=limits)[0]
+    if section.condition:
+        covariates = Covariates.fit(
+            {name: table[name] for name in section.condition},
+            categorical=section.categorical,
+            units=units,
+            missing=section.missing,
+            limits=limits,
+        )
+    return covariates, target
+
+
+def _networks(
+    recipe: Recipe, shape: tuple[int, ...], width: int, channels: int, condition_size: int
+) -> tuple[keras.Model, keras.Model]:
     section = recipe.model
     if section.network == "dense":
         made = (*shape, channels) if channels > 1 else shape
-        return dense_encoder(shape, width), dense_decoder(made, section.latent_size)
-    options: dict[str, Any] = {"filters": section.filters, "norm": section.norm}
+        encoder = dense_encoder(shape, width, condition_size=condition_size)
+        return encoder, dense_decoder(made, section.latent_size, condition_size=condition_size)
+    options: dict[str, Any] = {"filters": section.filters, "norm": section.norm, "condition_size": condition_size}
     encoder = conv_encoder(shape, width, dropout=section.dropout, seed=recipe.training.seed, **options)
     return encoder, conv_decoder(shape, section.latent_size, channels=channels, **options)
 

@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerasvae.distributions import NormalLikelihood
-from kerasvae.errors import RunError
+from kerasvae.errors import ArgumentError, RunError, nearest
 from kerasvae.metrics import active_units, explained_variance, identification
 from kerasvae.storage import atomic_path
+from kerasvae.training.schedules import KINDS, Schedule, finite
 from kerasvae.types import Mask
 
-__all__ = ["Checkpoint", "EpochProgress", "HeldOutMetrics"]
+__all__ = ["Checkpoint", "EpochProgress", "HeldOutMetrics", "Schedules"]
 
 
 class HeldOutMetrics(keras.callbacks.Callback):
     """Add what the mean brain cannot fake, on validation people, to each epoch's logs.
 
     Args:
-        images: Validation people, (n, *data_shape).
+        inputs: Validation people, what the model takes by name, ``image`` (n, *data_shape) among it.
         people: Person of each image.
         train_mean: Mean image of the training people, (*data_shape).
         mask: Voxels that count.
     """
 
-    def __init__(self, images: NDArray, people: list[str], train_mean: NDArray, mask: Mask | None) -> None:
+    def __init__(
+        self, inputs: Mapping[str, NDArray], people: list[str], train_mean: NDArray, mask: Mask | None
+    ) -> None:
         super().__init__()
-        self.images = images
+        self.inputs = dict(inputs)
+        self.images = images = inputs["image"]
         self.people = people
         self.inside = np.ones(images.shape[1:], bool) if mask is None else mask
         self.train_mean = train_mean
@@ -41,8 +45,8 @@ class HeldOutMetrics(keras.callbacks.Callback):
     def measure(self) -> dict[str, float]:
         """Explained variance, identification and active units of the model as it is now."""
         x = self.images[:, self.inside]
-        r = self.model.reconstruct(self.images)[:, self.inside]
-        codes = np.asarray(self.model.posterior.center(self.model.encode(self.images)))
+        r = self.model.reconstruct(self.inputs)[:, self.inside]
+        codes = np.asarray(self.model.posterior.center(self.model.encode(self.inputs)))
         return {
             "val_calibrated_elbo": self._calibrated_elbo(),
             "val_explained_variance": explained_variance(x, r, self.train_mean[self.inside]),
@@ -55,11 +59,7 @@ class HeldOutMetrics(keras.callbacks.Callback):
 
         The running σ follows training residuals; epochs compared through it would be compared by its noise.
         """
-        residual_terms = [
-            self.model.residual_terms(self.images[i : i + 8], tf.constant([self.model.seed, -2 - i], tf.int32))
-            for i in range(0, len(self.images), 8)
-        ]
-        log_likelihood, kl, square = (np.concatenate(parts) for parts in zip(*residual_terms, strict=True))
+        log_likelihood, kl, square = self.model.residual_terms(self.inputs)
         likelihood = self.model.likelihood
         if not isinstance(likelihood, NormalLikelihood) or likelihood.scale != "optimal":
             return float(np.mean(log_likelihood - kl, dtype=np.float64))
@@ -152,6 +152,64 @@ class Checkpoint(keras.callbacks.Callback):
         """Put the best weights into the model."""
         if self.best is not None:
             _assign(self.model.variables, self.best, self.folder)
+
+
+class Schedules(keras.callbacks.Callback):
+    """Set numbers of the model's objective before each step, from the fraction of the training that is done.
+
+    The fraction is the model's own step counter divided by `total_steps`, so that a training which was interrupted
+    goes on with the same numbers; where Keras runs several steps at once, they share the number of the first. When
+    training ends, also before its time, the numbers are left at their last value, that of fraction 1.
+
+    Args:
+        total_steps: Steps of the whole training, also where it is resumed.
+        schedules: Name of a number that the objective schedules, e.g. ``"beta"``, to its schedule.
+
+    Raises:
+        ArgumentError: When training begins, if the model's objective does not schedule one of the names.
+    """
+
+    def __init__(self, total_steps: int, schedules: Mapping[str, Schedule]) -> None:
+        super().__init__()
+        if not finite("total_steps", total_steps).is_integer() or total_steps < 1:
+            raise ArgumentError(
+                "total_steps", rule="be a whole number, 1 or more", got=repr(total_steps), fix="Use epochs · steps"
+            )
+        for name, schedule in schedules.items():
+            if not isinstance(schedule, Schedule):
+                raise ArgumentError(
+                    f"The schedule of {name!r}",
+                    rule=f"be one of {', '.join(made.__name__ for made in KINDS.values())}",
+                    got=repr(schedule),
+                    fix=f"Use Constant({schedule!r})" if isinstance(schedule, numbers.Real) else "Make it one of them",
+                )
+        self.total_steps = int(total_steps)
+        self.schedules = dict(schedules)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Refuse names that the objective does not schedule."""
+        valid = dict(getattr(self.model, "scheduled", {}))
+        for name in self.schedules:
+            if name not in valid:
+                close = nearest(name, valid)
+                raise ArgumentError(
+                    f"The schedule's name {name!r}",
+                    rule=f"be one that the objective or posterior schedules: {', '.join(valid) or 'it has none'}",
+                    got=repr(name),
+                    fix=f"Did you mean {close!r}?" if close else "Leave it out, or choose another objective",
+                )
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Set the numbers of the coming step."""
+        self._assign(min(int(self.model.step) / self.total_steps, 1.0))
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Leave the last values."""
+        self._assign(1.0)
+
+    def _assign(self, fraction: float) -> None:
+        for name, schedule in self.schedules.items():
+            self.model.scheduled[name].assign(schedule(fraction))
 
 
 class EpochProgress(keras.callbacks.Callback):

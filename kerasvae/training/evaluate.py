@@ -19,7 +19,7 @@ from kerasvae.metrics import (
     variance_ratio,
 )
 from kerasvae.storage import atomic_path
-from kerasvae.training.run import Run, write_json, write_table
+from kerasvae.training.run import Run, model_inputs, write_json, write_table
 
 if TYPE_CHECKING:
     from kerasvae.models import VAE
@@ -64,14 +64,16 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     train, held_out = _Images.of(run, "train"), _Images.of(run, role)
     inside = np.ones(model.data_shape, bool) if run.pipeline.mask is None else run.pipeline.mask
     mean_image = train.volumes.mean(axis=0)
-    peer_fit = train.volumes[:, inside]
+    peer_fit, fitted = train.volumes[:, inside], train.scans
     if role == "test":
-        peer_fit = np.concatenate([peer_fit, _Images.of(run, "validation").volumes[:, inside]])
+        others = _Images.of(run, "validation")
+        peer_fit, fitted = np.concatenate([peer_fit, others.volumes[:, inside]]), fitted + others.scans
     x, mean, people = held_out.volumes[:, inside], mean_image[inside], [scan.person for scan in held_out.scans]
-    reconstructions = model.reconstruct(held_out.volumes)
-    r, pca = reconstructions[:, inside], pca_reconstruct(peer_fit, x, recipe.model.latent_size)
-    terms = model.elbo(held_out.volumes, samples=DRAWS)
-    codes = model.encode(held_out.volumes)
+    inputs = model_inputs(model, held_out.scans, held_out.volumes)
+    reconstructions = model.reconstruct(inputs)
+    r = reconstructions[:, inside]
+    terms, codes = model.elbo(inputs, samples=DRAWS), model.encode(inputs)
+    pca = _peer(model, peer_fit, x, fitted, held_out.scans)
     per_dimension = terms.get("kl_per_dimension", np.zeros((1, 0)))
     n_voxels = int(inside.sum())
     finished = (run.path / "metrics.json").is_file()
@@ -116,6 +118,21 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     return json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
 
 
+def _peer(model: VAE, fit: NDArray, x: NDArray, fitted: list[Scan], scans: list[Scan]) -> NDArray:
+    """Reconstructions by PCA, (n, v); of a model with covariates, it too gets them: PCA of what a line leaves."""
+    coding = model.coding
+    if coding is None:
+        return pca_reconstruct(fit, x, model.latent_size)
+
+    def design(of: list[Scan]) -> NDArray[np.float64]:
+        condition = coding(model_inputs(model, of, np.zeros((len(of), *model.data_shape), "f4"))["covariates"])
+        return np.column_stack([np.ones(len(of)), condition])
+
+    slopes = np.linalg.pinv(design(fitted)) @ fit
+    expected = design(scans) @ slopes
+    return expected + pca_reconstruct(fit - design(fitted) @ slopes, x - expected, model.latent_size)
+
+
 def _information(model: VAE, codes: dict[str, NDArray[np.float32]]) -> float | None:
     """I(x; z), where the posterior is one that it is estimated for."""
     return mutual_information(codes["mean"], codes["stddev"]) if model.posterior.kind == "normal" else None
@@ -131,21 +148,21 @@ def _write_latents(run: Run) -> None:
     model, scans = run.model, run.cohort.scans
     rows = []
     for scan in scans:
-        volume = run.store.volume(scan)[None]
-        codes, terms = model.encode(volume), model.elbo(volume)
+        inputs = model_inputs(model, [scan], run.store.volume(scan)[None])
+        codes, terms = model.encode(inputs), model.elbo(inputs)
         row: dict[str, Any] = {
             "participant_id": scan.person,
             "session_id": scan.session or "n/a",
             "role": run.split.roles[scan.person],
         }
-        for output in model.posterior.outputs:
+        for output in model.outputs_of_encoder:
             values = codes[output.name][0]
             row |= {_column(output.name, index): values[index].item() for index in np.ndindex(values.shape)}
         rows.append(row | {"elbo_nats": float(terms["elbo"][0])})
     write_table(run.path / "latents.tsv", rows, list(rows[0]))
     meanings = {
         _column(output.name, index): output.meaning + (f" (dimension {', '.join(map(str, index))})" if index else "")
-        for output in model.posterior.outputs
+        for output in model.outputs_of_encoder
         for index in np.ndindex(codes[output.name].shape[1:])
     }
     descriptions = {

@@ -15,10 +15,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kerasvae.errors import KerasVAEError, RecipeError, nearest
 from kerasvae.preprocess import Intensity
+from kerasvae.training.schedules import Schedule
 
 __all__ = ["Recipe", "load_recipe", "shipped_recipes"]
 
@@ -96,6 +97,10 @@ class ModelSection(Section):
         "optimal", description="scale of the normal likelihood"
     )
     stddev: float = Field(1.0, gt=0, description="the scale where it is fixed, and at the start")
+    condition: tuple[str, ...] = Field((), description="covariates given to encoder, decoder and conditional priors")
+    categorical: tuple[str, ...] = Field((), description="those whose numbers are codes of categories")
+    missing: Literal["refuse", "mean"] = Field("refuse", description="a missing value: refuse it, or take the mean")
+    target: str = Field("", description="covariate to regress on the image: a RegressionVAE")
 
 
 class ObjectiveSection(Section):
@@ -103,6 +108,14 @@ class ObjectiveSection(Section):
 
     kind: str = Field("elbo", description="kind of the objective")
     options: dict[str, Any] = Field({}, description="what its class takes")
+    schedules: dict[str, dict[str, Any]] = Field({}, description="a number of the model to the schedule that moves it")
+
+    @field_validator("schedules")
+    @classmethod
+    def _schedules(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for config in value.values():
+            Schedule.from_config(config)
+        return value
 
 
 class TrainingSection(Section):

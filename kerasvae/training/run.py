@@ -18,11 +18,12 @@ from kerasvae.errors import RunError
 from kerasvae.preprocess import Pipeline
 from kerasvae.storage import atomic_path
 from kerasvae.training.recipe import Recipe, load_recipe
+from kerasvae.types import Array
 
 if TYPE_CHECKING:
     from kerasvae.models import VAE
 
-__all__ = ["Run", "load_run", "write_json", "write_table"]
+__all__ = ["Run", "load_run", "model_inputs", "write_json", "write_table"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,32 @@ class Run:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunError(path, rule="be JSON", got=str(error), fix="Train or evaluate again") from error
+
+
+def model_inputs(model: VAE, scans: Sequence[Scan], images: Array) -> dict[str, Any]:
+    """What a model takes of these scans, by name.
+
+    Args:
+        model: Its covariates and target say what is needed.
+        scans: n of them.
+        images: Their preprocessed volumes, (n, *data_shape).
+
+    Returns:
+        ``image``; ``covariates``, (n, k), and ``target``, (n, 1), where the model takes them.
+
+    Raises:
+        ArgumentError: If a covariate is missing or outside what the model takes.
+    """
+    inputs: dict[str, Any] = {"image": images}
+    if model.covariates is not None:
+        inputs["covariates"] = {name: _cells(scans, name) for name in model.covariates.names}
+    if "target" in model.optional_names:
+        inputs["target"] = _cells(scans, model.target.name)
+    return model.checked(inputs)
+
+
+def _cells(scans: Sequence[Scan], name: str) -> list[str]:
+    return [scan.covariates.get(name, "") for scan in scans]
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:

@@ -1,8 +1,8 @@
-"""Schedules: a number for each fraction of the training, and the callback that moves an objective's numbers by them.
+"""Schedules: a number for each fraction of the training. No TensorFlow; `kerasvae.training.callbacks` applies them.
 
 Bowman et al. 2016, Generating Sentences from a Continuous Space, arXiv 1511.06349, section 3.1: the weight of the KL
-rises, along a line or a sigmoid. Fu et al. 2019, Cyclical Annealing Schedule, NAACL, arXiv 1903.10145, section 3: it
-rises again and again. Loshchilov & Hutter 2017, SGDR, ICLR, arXiv 1608.03983, equation 5: the half cosine.
+rises, there along a sigmoid. Fu et al. 2019, Cyclical Annealing Schedule, NAACL, arXiv 1903.10145: it rises again and
+again. Loshchilov & Hutter 2017, SGDR, ICLR, arXiv 1608.03983, equation 5: the half cosine.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import keras
-
 from kerasvae.errors import ArgumentError, nearest
 
-__all__ = ["Constant", "Cosine", "Cyclical", "Linear", "Schedule", "Schedules", "Sigmoid"]
+__all__ = ["Constant", "Cosine", "Cyclical", "Linear", "Schedule", "Sigmoid", "finite"]
 
 
 @dataclass(frozen=True)
@@ -35,17 +33,22 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _finite(field.name, getattr(self, field.name)))
+            object.__setattr__(self, field.name, finite(field.name, getattr(self, field.name)))
 
     def __call__(self, fraction: float) -> float:
         """The number at `fraction` of the training, which must lie in [0, 1]."""
-        fraction = _finite("fraction", fraction)
+        fraction = finite("fraction", fraction)
         if not 0 <= fraction <= 1:
             raise ArgumentError("fraction", rule="lie in [0, 1]", got=fraction, fix="Divide steps done by all steps")
         return self._value(fraction)
 
     def _value(self, fraction: float) -> float:
         raise NotImplementedError
+
+    @property
+    def settled(self) -> float:
+        """The fraction from which on the number stays what it is at the end, in [0, 1]."""
+        return 0.0
 
     def to_config(self) -> dict[str, Any]:
         """Kind and numbers, as JSON holds them."""
@@ -122,6 +125,11 @@ class _Ramp(Schedule):
                 got=f"begin={self.begin}, end={self.end}",
                 fix="Use 0 and 1 for the whole training",
             )
+
+    @property
+    def settled(self) -> float:
+        """`end`."""
+        return self.end
 
     def _value(self, fraction: float) -> float:
         if fraction <= self.begin:
@@ -228,6 +236,11 @@ class Cyclical(Schedule):
         if not 0 < self.ramp <= 1:
             raise ArgumentError("ramp", rule="lie in (0, 1]", got=self.ramp, fix="Use 0.5")
 
+    @property
+    def settled(self) -> float:
+        """Where the last cycle has risen."""
+        return (self.cycles - 1 + self.ramp) / self.cycles
+
     def _value(self, fraction: float) -> float:
         # k/M · M may fall short of k by a rounding error, which would put the first step of a cycle into the one before
         done = round(fraction * self.cycles, 9) % 1
@@ -240,65 +253,8 @@ KINDS: dict[str, type[Schedule]] = {made.kind: made for made in (Constant, Linea
 """Kind to class."""
 
 
-class Schedules(keras.callbacks.Callback):
-    """Set numbers of the model's objective before each step, from the fraction of the training that is done.
-
-    The fraction is the model's own step counter divided by `total_steps`, so that a training which was interrupted
-    goes on with the same numbers; where Keras runs several steps at once, they share the number of the first. When
-    training ends, also before its time, the numbers are left at their last value, that of fraction 1.
-
-    Args:
-        total_steps: Steps of the whole training, also where it is resumed.
-        schedules: Name of a number that the objective schedules, e.g. ``"beta"``, to its schedule.
-
-    Raises:
-        ArgumentError: When training begins, if the model's objective does not schedule one of the names.
-    """
-
-    def __init__(self, total_steps: int, schedules: Mapping[str, Schedule]) -> None:
-        super().__init__()
-        if not _finite("total_steps", total_steps).is_integer() or total_steps < 1:
-            raise ArgumentError(
-                "total_steps", rule="be a whole number, 1 or more", got=repr(total_steps), fix="Use epochs · steps"
-            )
-        for name, schedule in schedules.items():
-            if not isinstance(schedule, Schedule):
-                raise ArgumentError(
-                    f"The schedule of {name!r}",
-                    rule=f"be one of {', '.join(made.__name__ for made in KINDS.values())}",
-                    got=repr(schedule),
-                    fix=f"Use Constant({schedule!r})" if isinstance(schedule, numbers.Real) else "Make it one of them",
-                )
-        self.total_steps = int(total_steps)
-        self.schedules = dict(schedules)
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Refuse names that the objective does not schedule."""
-        valid = dict(getattr(self.model, "scheduled", {}))
-        for name in self.schedules:
-            if name not in valid:
-                close = nearest(name, valid)
-                raise ArgumentError(
-                    f"The schedule's name {name!r}",
-                    rule=f"be one that the objective schedules: {', '.join(valid) or 'it has none'}",
-                    got=repr(name),
-                    fix=f"Did you mean {close!r}?" if close else "Leave it out, or choose another objective",
-                )
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Set the numbers of the coming step."""
-        self._assign(min(int(self.model.step) / self.total_steps, 1.0))
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leave the last values."""
-        self._assign(1.0)
-
-    def _assign(self, fraction: float) -> None:
-        for name, schedule in self.schedules.items():
-            self.model.scheduled[name].assign(schedule(fraction))
-
-
-def _finite(what: str, value: Any) -> float:
+def finite(what: str, value: Any) -> float:
+    """The value as a float; ArgumentError, naming it as `what`, if it is no finite number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise ArgumentError(what, rule="be a finite number", got=repr(value), fix="Give a number such as 0.5")
     return float(value)

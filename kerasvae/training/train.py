@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,16 @@ import tensorflow as tf
 from kerasvae.data import Cohort, Split
 from kerasvae.data.dataset import evaluation_dataset, steps_per_epoch, training_dataset
 from kerasvae.distributions import NormalLikelihood
-from kerasvae.errors import RunError
+from kerasvae.errors import RecipeError, RunError
 from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline, fit_pipeline, grid_of
 from kerasvae.storage import atomic_path, recover
 from kerasvae.training.build import build_model
-from kerasvae.training.callbacks import Checkpoint, EpochProgress, HeldOutMetrics
+from kerasvae.training.callbacks import Checkpoint, EpochProgress, HeldOutMetrics, Schedules
 from kerasvae.training.evaluate import evaluate
 from kerasvae.training.recipe import Recipe
-from kerasvae.training.run import Run, load_run, write_json, write_scans, write_table
-from kerasvae.training.schedules import Linear, Schedule, Schedules
+from kerasvae.training.run import Run, load_run, model_inputs, write_json, write_scans, write_table
+from kerasvae.training.schedules import Linear, Schedule
 from kerasvae.types import Array
 
 __all__ = ["Progress", "train"]
@@ -144,6 +144,12 @@ def _prepare(run: Run, recipe: Recipe, data: str | os.PathLike[str], progress: P
     write_scans(run.path / "scans.tsv", cohort, split)
 
 
+def _needed(recipe: Recipe) -> tuple[str, ...]:
+    """Covariates that every scan must have: those of the cohort, and those that the model may not do without."""
+    given = recipe.model.condition if recipe.model.missing == "refuse" else ()
+    return tuple(dict.fromkeys((*recipe.cohort.covariates, *given)))
+
+
 def _plan(run: Run, recipe: Recipe, data: str | os.PathLike[str]) -> tuple[Cohort, Split]:
     """Scans and roles: drawn once, before anything is fitted to anyone, and kept.
 
@@ -155,7 +161,7 @@ def _plan(run: Run, recipe: Recipe, data: str | os.PathLike[str]) -> tuple[Cohor
     cohort = Cohort.read(
         data,
         select=section.select,
-        covariates=section.covariates,
+        covariates=_needed(recipe),
         exclude=section.exclude,
         incomplete=section.incomplete,
     )
@@ -200,11 +206,16 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     """Train and save the model; returns the seconds that earlier, interrupted attempts had spent."""
     section, cohort, split = recipe.training, run.cohort, run.split
     rows = {role: [i for i, s in enumerate(cohort.scans) if split.roles[s.person] == role] for role in split.counts()}
-    load = lambda role: run.store.load([cohort.scans[i] for i in rows[role]])  # noqa: E731
-    images = load("train")
+    scans = {role: [cohort.scans[i] for i in rows[role]] for role in rows}
+    images = run.store.load(scans["train"])
+    known = dict.fromkeys(name for scan in cohort.scans for name in scan.covariates)
+    table = {name: [scan.covariates.get(name, "") for scan in scans["train"]] for name in known}
+    everyone = {name: cohort.column(name) for name in known}
+    model = build_model(recipe, images, run.pipeline, table, cohort.units(), everyone)
+    load = lambda role: model_inputs(model, scans[role], run.store.load(scans[role]))  # noqa: E731
+    learned = model_inputs(model, scans["train"], images)
     decide = "validation" if rows["validation"] else "train"
-    held_out = load(decide) if decide == "validation" else images
-    model = build_model(recipe, images, run.pipeline)
+    held_out = load(decide) if decide == "validation" else learned
     model.likelihood.check(images)
     model.people.assign(len(images))
     steps = steps_per_epoch(len(images), section.batch_size)
@@ -212,7 +223,8 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     decided_by = evaluation_dataset(held_out, np.array(rows[decide]), batch_size=section.batch_size)
     people = [cohort.scans[i].person for i in rows[decide]]
     watch = HeldOutMetrics(held_out, people, images.mean(axis=0), run.pipeline.mask)
-    warm = int(np.ceil(section.warm_up * section.epochs))
+    schedules = _schedules(recipe)
+    warm = int(np.ceil(max((schedule.settled for schedule in schedules.values()), default=0.0) * section.epochs))
     checkpoint = Checkpoint(run.path / "checkpoint", patience=section.patience, first_candidate=warm)
     callbacks: list[keras.callbacks.Callback] = [watch, checkpoint]
     for callback in callbacks:
@@ -223,16 +235,13 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
         done = 0
         before = model.evaluate(decided_by, verbose=0, return_dict=True)
         checkpoint.record(0, {**{f"val_{k}": v for k, v in before.items()}, **watch.measure()})
-    schedules: dict[str, Schedule] = {}
-    if section.warm_up:
-        schedules["beta"] = Linear(0.0, section.beta, end=section.warm_up)
     callbacks.insert(0, Schedules(total, schedules))
     callbacks.append(EpochProgress(lambda n, text: progress("train", n, total, text), steps, done * steps))
     seconds = float(checkpoint.history[-1].get("seconds", 0.0))
     callbacks.insert(0, _Clock(seconds))
     if done < section.epochs and not checkpoint.finished:
         data = training_dataset(
-            images,
+            learned,
             np.array(rows["train"]),
             batch_size=section.batch_size,
             epochs=section.epochs,
@@ -253,7 +262,7 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     checkpoint.use_best()
     for name, schedule in schedules.items():  # the best weights came with the values of their epoch
         model.scheduled[name].assign(schedule(1.0))
-    _set_scale(model, load("calibration") if rows["calibration"] else held_out, section.batch_size)
+    _set_scale(model, load("calibration") if rows["calibration"] else held_out)
     columns = list(dict.fromkeys(name for row in checkpoint.history for name in row))
     write_table(run.path / "history.csv", checkpoint.history, columns)
     with atomic_path(run.path / "model.keras") as temporary:
@@ -277,7 +286,27 @@ class _Clock(keras.callbacks.Callback):
             logs["seconds"] = self.before + time.perf_counter() - self.begun
 
 
-def _set_scale(model: VAE, images: Array, batch_size: int) -> None:
+def _schedules(recipe: Recipe) -> dict[str, Schedule]:
+    """The schedules of the recipe; `training.warm_up` is short for a line from 0 to beta.
+
+    Raises:
+        RecipeError: If beta is given both.
+    """
+    section = recipe.training
+    schedules = {name: Schedule.from_config(config) for name, config in recipe.objective.schedules.items()}
+    if section.warm_up:
+        if "beta" in schedules:
+            raise RecipeError(
+                "training.warm_up",
+                rule="be 0 where objective.schedules moves beta",
+                got=section.warm_up,
+                fix="Take one of them out",
+            )
+        schedules["beta"] = Linear(0.0, section.beta, end=section.warm_up)
+    return schedules
+
+
+def _set_scale(model: VAE, inputs: Mapping[str, Array]) -> None:
     """σ of the likelihood from people the weights were not fitted to: the root of E_q[mean squared residual].
 
     Training residuals are smaller than those of new people, and a σ estimated from them would make every new scan
@@ -285,8 +314,5 @@ def _set_scale(model: VAE, images: Array, batch_size: int) -> None:
     """
     if not isinstance(model.likelihood, NormalLikelihood) or model.likelihood.scale != "optimal":
         return
-    squares = [
-        model.residual_terms(images[start : start + batch_size], tf.constant([model.seed, -2 - start], tf.int32))[2]
-        for start in range(0, len(images), batch_size)
-    ]
-    model.likelihood.set_sigma(float(np.sqrt(np.concatenate(squares).mean(dtype=np.float64))))
+    square = model.residual_terms(inputs)[2]
+    model.likelihood.set_sigma(float(np.sqrt(square.mean(dtype=np.float64))))

@@ -12,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from kerasvae.bundle import Manifest, largest_difference, read_bundle
+from kerasvae.covariates import Covariates
 from kerasvae.errors import ArgumentError, BundleError
 from kerasvae.preprocess import Pipeline
 from kerasvae.types import Array
@@ -75,33 +76,45 @@ class Engine:
             )
         return Pipeline.from_config(self.manifest.pipeline)
 
-    def encode(self, image: NDArray) -> dict[str, NDArray[np.float32]]:
+    @cached_property
+    def covariates(self) -> Covariates | None:
+        """What the model takes beside the image; None: nothing."""
+        return Covariates(self.manifest.covariates) if self.manifest.covariates else None
+
+    def encode(self, image: NDArray, covariates: Any = None) -> dict[str, NDArray]:
         """The encoder's deterministic outputs by name, each (n, …).
 
         Args:
             image: Preprocessed images, (n, *data_shape).
+            covariates: For a model that takes them: a table, column name to n cells, or numbers of shape (n, k); see
+                `kerasvae.covariates.Covariates.matrix`.
+
+        Raises:
+            ArgumentError: If a shape is wrong, or a covariate is missing or outside its rule.
         """
-        return self._run(self._encoder, "image", image, self.manifest.data_shape)
+        return self._run(self._encoder, "image", image, self.manifest.data_shape, covariates)
 
-    def decode(self, z: NDArray) -> Array:
-        """The mean image of each code: (n, latent_size) to (n, *data_shape)."""
-        return self._run(self._decoder, "z", z, (self.manifest.latent_size,))["reconstruction"]
+    def decode(self, z: NDArray, covariates: Any = None) -> Array:
+        """The mean image of each code: (n, latent_size) to (n, *data_shape); covariates as for `encode`."""
+        return self._run(self._decoder, "z", z, (self.manifest.latent_size,), covariates)["reconstruction"]
 
-    def reconstruct(self, image: NDArray) -> Array:
-        """The deterministic reconstruction: (n, *data_shape) to the same."""
-        return self.decode(self.encode(image)[self.manifest.outputs[0].name])
+    def reconstruct(self, image: NDArray, covariates: Any = None) -> Array:
+        """The deterministic reconstruction: (n, *data_shape) to the same; covariates as for `encode`."""
+        return self.decode(self.encode(image, covariates)[self.manifest.outputs[0].name], covariates)
 
-    def encode_scan(self, scan: Any, *, check: bool = True) -> dict[str, NDArray[np.float32]]:
+    def encode_scan(self, scan: Any, covariates: Any = None, *, check: bool = True) -> dict[str, NDArray]:
         """The outputs for one scan, each without the batch axis.
 
         Args:
             scan: A path, a `Volume` or a nibabel image.
+            covariates: For a model that takes them: their values by name, or numbers of shape (1, k).
             check: False skips the alignment contract.
 
         Raises:
             VolumeError: If the scan cannot be used.
+            ArgumentError: If a covariate is missing or outside its rule.
         """
-        outputs = self.encode(self.pipeline.apply(scan, check=check)[None])
+        outputs = self.encode(self.pipeline.apply(scan, check=check)[None], covariates)
         return {name: value[0] for name, value in outputs.items()}
 
     @cached_property
@@ -120,8 +133,8 @@ class Engine:
             raise BundleError(path, rule="be a graph ONNX Runtime can load", got=reason, fix="Export again") from error
 
     def _run(
-        self, session: onnxruntime.InferenceSession, name: str, value: NDArray, shape: tuple[int, ...]
-    ) -> dict[str, NDArray[np.float32]]:
+        self, session: onnxruntime.InferenceSession, name: str, value: NDArray, shape: tuple[int, ...], covariates: Any
+    ) -> dict[str, NDArray]:
         value = np.ascontiguousarray(value, dtype=np.float32)
         if value.shape[1:] != shape or not len(value):
             raise ArgumentError(
@@ -131,12 +144,26 @@ class Engine:
                 fix="Apply the engine's pipeline first" if name == "image" else "Give one row a code",
             )
         names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, {name: value}), strict=True))
+        return dict(zip(names, session.run(names, {name: value, **self._given(covariates, len(value))}), strict=True))
+
+    def _given(self, covariates: Any, rows: int) -> dict[str, NDArray[np.float32]]:
+        """The input `covariates`, where the model has it."""
+        if self.covariates is None:
+            if covariates is not None:
+                raise ArgumentError("covariates", rule="be left out", got="some", fix="This model takes none")
+            return {}
+        if covariates is None:
+            names = ", ".join(self.covariates.names)
+            raise ArgumentError(
+                "covariates", rule=f"be given with every image: {names}", got="none", fix="Add a table or numbers"
+            )
+        return {"covariates": self.covariates.matrix(covariates, rows=rows)}
 
     def _self_test(self) -> None:
         """Run the golden case."""
         golden = self._bundle.golden()
-        found = {**self.encode(golden["image"]), "reconstruction": self.decode(golden["z"])}
+        rest = golden.get("covariates")
+        found = {**self.encode(golden["image"], rest), "reconstruction": self.decode(golden["z"], rest)}
         for name, value in found.items():
             difference = largest_difference(value, golden[name])
             if not difference <= TOLERANCE:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasvae.errors import ArgumentError, VolumeError
+from kerasvae.errors import ArgumentError, KerasVAEError, VolumeError
 from kerasvae.storage import atomic_path
 from kerasvae_serving.engine import Engine
 
@@ -29,6 +29,7 @@ def encode_files(
     inputs: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
+    covariates: str | os.PathLike[str] | None = None,
     skip_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, str]:
@@ -41,22 +42,25 @@ def encode_files(
         engine: With a pipeline.
         inputs: Images, or folders that are searched for images.
         out: The table; written when all is done, and what stood there before is kept until then.
-        skip_bad: Leave out images that cannot be used, instead of stopping at the first.
+        covariates: For a model that takes them: a table with a row for each image, found by its column ``file``, or by
+            ``participant_id`` and, where there is one, ``session_id``.
+        skip_bad: Leave out images that cannot be used, or whose covariates cannot, instead of stopping at the first.
         progress: Called with images done and images in all.
 
     Returns:
         Path of each image left out, and why.
 
     Raises:
-        ArgumentError: If there is no image.
+        ArgumentError: If there is no image, or a covariate is missing or outside its rule.
         VolumeError: At the first image that cannot be used, or if none can.
     """
     files = find_images(inputs)
+    table = _Table(covariates) if covariates is not None else None
     columns = ["file", "participant_id", "session_id"]
     left_out: dict[str, str] = {}
     rows = []
-    for done, (path, result) in enumerate(_encoded(engine, files), start=1):
-        if isinstance(result, VolumeError):
+    for done, (path, result) in enumerate(_encoded(engine, files, table), start=1):
+        if isinstance(result, KerasVAEError):
             if not skip_bad:
                 raise result
             left_out[str(path)] = str(result)
@@ -129,9 +133,48 @@ def _locked(error: OSError) -> VolumeError:
     )
 
 
+class _Table:
+    """Covariates of images, from a file with tabs, or commas where its name ends in .csv."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as stream:
+                self.rows = list(csv.DictReader(stream, delimiter="," if self.path.suffix == ".csv" else "\t"))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise ArgumentError("--covariates", rule="be a readable table", got=str(error), fix="Correct it") from error
+        columns = self.rows[0] if self.rows else {}
+        self.keys = ["file"] if "file" in columns else [k for k in ("participant_id", "session_id") if k in columns]
+        if "file" not in columns and "participant_id" not in columns:
+            raise ArgumentError(
+                "--covariates",
+                rule="have rows, and a column file or participant_id",
+                got=f"{self.path} with the columns {', '.join(columns) or 'none'}",
+                fix="Add one, so that rows and images can be matched",
+            )
+
+    def of(self, path: Path) -> dict[str, str]:
+        """The row of an image.
+
+        Raises:
+            ArgumentError: If there is none, or more than one.
+        """
+        names = _names(path)
+        wanted = [names[key] for key in self.keys]
+        found = [row for row in self.rows if [(row[key] or "n/a").strip() for key in self.keys] == wanted]
+        if len(found) != 1:
+            raise ArgumentError(
+                "--covariates",
+                rule=f"have one row for {path.name} ({', '.join(wanted)})",
+                got=f"{len(found)} in {self.path}",
+                fix="Add what is missing, or remove what is twice",
+            )
+        return {name: cell or "" for name, cell in found[0].items() if name is not None}
+
+
 def _encoded(
-    engine: Engine, files: Sequence[Path]
-) -> Iterator[tuple[Path, dict[str, NDArray[np.float32]] | VolumeError]]:
+    engine: Engine, files: Sequence[Path], table: _Table | None
+) -> Iterator[tuple[Path, dict[str, NDArray] | KerasVAEError]]:
     """The outputs or the error of each file, in order; a few files are read ahead in a second thread."""
 
     def attempt(path: Path) -> NDArray[np.float32] | VolumeError:
@@ -150,8 +193,12 @@ def _encoded(
             volume = future.result()
             if isinstance(volume, VolumeError):
                 yield path, volume
-            else:
-                yield path, {name: value[0] for name, value in engine.encode(volume[None]).items()}
+                continue
+            try:
+                given = None if table is None else table.of(path)
+                yield path, {name: value[0] for name, value in engine.encode(volume[None], given).items()}
+            except ArgumentError as error:
+                yield path, error
 
 
 def _names(path: Path) -> dict[str, str]:
@@ -161,5 +208,10 @@ def _names(path: Path) -> dict[str, str]:
     return {"file": str(path), "participant_id": person, "session_id": session}
 
 
-def _cells(outputs: dict[str, NDArray[np.float32]]) -> dict[str, str]:
-    return {f"{name}_{d}": f"{value:.9g}" for name, values in outputs.items() for d, value in enumerate(values)}
+def _cells(outputs: dict[str, NDArray]) -> dict[str, str]:
+    """A cell for each number of each output: name_0, name_1, …, with a number for each axis."""
+    return {
+        "_".join([name, *map(str, index)]): f"{values[index]:.9g}"
+        for name, values in outputs.items()
+        for index in np.ndindex(values.shape)
+    }

@@ -10,7 +10,10 @@ import numpy as np
 
 from kerasvae import (
     VAE,
+    Covariate,
+    Covariates,
     NormalLikelihood,
+    RegressionVAE,
     conv_decoder,
     conv_encoder,
     dense_decoder,
@@ -33,12 +36,14 @@ class Case:
         shape: Shape of one subject.
         make: From training images, (n, *shape), to a model that is not compiled.
         support: What the images may be: real, unit (0 to 1), binary, levels (eight between 0 and 1) or labels (0 to 2).
+        beside: What the model is given beside images: covariates, target.
     """
 
     name: str
     shape: tuple[int, ...]
     make: Callable[[np.ndarray], VAE]
     support: str = "real"
+    beside: tuple[str, ...] = ()
 
     def images(self, people: int = 12, seed: int = 0) -> np.ndarray:
         """Images with two factors and some noise, float32 (people, *shape)."""
@@ -46,6 +51,20 @@ class Case:
         factors, patterns = rng.standard_normal((people, 2)), np.random.default_rng(5).standard_normal((2, *self.shape))
         noise = 0.2 * rng.standard_normal((people, *self.shape))
         return SUPPORTS[self.support](1 + np.tensordot(factors, patterns, 1) + noise).astype(np.float32)
+
+    def inputs(self, people: int = 12, seed: int = 0) -> dict[str, np.ndarray]:
+        """What the model takes, by name."""
+        rng = np.random.default_rng([seed, 8])
+        age = rng.uniform(20, 80, people)
+        site = rng.integers(0, 3, people)
+        age[0], site[:3] = np.nan, (0, 1, 2)
+        given = {"covariates": np.stack([age, site], 1).astype("f4"), "target": age[:, None].astype("f4")}
+        return {"image": self.images(people, seed), **{name: given[name] for name in self.beside}}
+
+
+def rows(inputs: dict[str, np.ndarray], part: slice) -> dict[str, np.ndarray]:
+    """Some of the people."""
+    return {name: values[part] for name, values in inputs.items()}
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
@@ -149,6 +168,40 @@ def similar(images: np.ndarray) -> VAE:
     return conv(images, objective=o.WithMSSSIM(ELBO(), weight=10.0, data_range=6.0))
 
 
+COVARIATES = Covariates(
+    [
+        Covariate(name="age", kind="continuous", unit="years", mean=50, stddev=17, low=20, high=80, missing="mean"),
+        Covariate(name="site", kind="categorical", levels=("a", "b", "c"), shares=(0.5, 0.25, 0.25)),
+    ]
+)
+WIDTH = COVARIATES.width
+
+
+def conditional(images: np.ndarray) -> VAE:
+    """Covariates in encoder, decoder and prior."""
+    shape = images.shape[1:]
+    networks = (
+        conv_encoder(shape, 6, (4, 8), condition_size=WIDTH),
+        conv_decoder(shape, 3, (4, 8), condition_size=WIDTH),
+    )
+    return VAE(*networks, prior=d.ConditionalNormalPrior(3, WIDTH, units=(8,)), covariates=COVARIATES)
+
+
+def conditional_from_pca(images: np.ndarray) -> VAE:
+    """Probabilistic PCA of what covariates leave."""
+    shape, condition = images.shape[1:], np.random.default_rng(2).standard_normal((len(images), WIDTH))
+    networks = dense_encoder(shape, 6, (8,), condition_size=WIDTH), dense_decoder(shape, 3, (8,), condition_size=WIDTH)
+    core = fit_core(images, 3, condition=condition)
+    return VAE(*linear_start(*networks, core), covariates=COVARIATES)
+
+
+def regression(images: np.ndarray) -> VAE:
+    """Age read from the image, from a linear start."""
+    shape = images.shape[1:]
+    networks = linear_start(conv_encoder(shape, 8, (4,)), conv_decoder(shape, 3, (4,)), fit_core(images, 3))
+    return RegressionVAE(*networks, target=COVARIATES[0])
+
+
 CASES = (
     *(Case(name, VECTOR, lambda images, make=make: parts(*make()), support) for name, support, make in PARTS),
     Case("MS-SSIM", (16, 14), similar),
@@ -157,5 +210,8 @@ CASES = (
     Case("slice", (10, 9), conv),
     Case("vector", (15,), lambda images: VAE(dense_encoder((15,), 6, (8,)), dense_decoder((15,), 3, (8,)))),
     Case("from PCA", (8, 9, 7), from_pca),
+    Case("covariates, conditional prior", (8, 9, 7), conditional, beside=("covariates",)),
+    Case("covariates, from PCA", (15,), conditional_from_pca, beside=("covariates",)),
+    Case("regression", (8, 9), regression, beside=("target",)),
     Case("user's own", (6, 5, 4), users_own),
 )

@@ -11,7 +11,8 @@ from kerasvae.errors import ArgumentError
 from kerasvae.models import VAE
 from kerasvae.networks import dense_decoder, dense_encoder
 from kerasvae.objectives import ELBO
-from kerasvae.training.schedules import Constant, Cosine, Cyclical, Linear, Schedule, Schedules, Sigmoid
+from kerasvae.training.callbacks import Schedules
+from kerasvae.training.schedules import Constant, Cosine, Cyclical, Linear, Schedule, Sigmoid
 
 EVERY = (
     Constant(0.3),

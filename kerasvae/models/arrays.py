@@ -1,0 +1,170 @@
+"""A model in NumPy's hands: arrays in, arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from kerasvae.errors import ArgumentError, ModelError
+from kerasvae.models.core import Core
+from kerasvae.models.evidence import Evidence, log_evidence
+
+__all__ = ["ArrayMethods"]
+
+
+class ArrayMethods(Core):
+    """The methods of `VAE` that take and give arrays, a batch at a time.
+
+    Where a model takes covariates, `x` is ``{"image": …, "covariates": …}``; see `VAE`.
+    """
+
+    def encode(self, x: Any, batch_size: int = 8) -> dict[str, NDArray[np.float32]]:
+        """The posterior's deterministic outputs of each subject by name, e.g. mean and stddev, each (n, d)."""
+        batches = [
+            self.encode_tensors(*(batch[name] for name in self.input_names)) for batch in self._batches(x, batch_size)
+        ]
+        return {name: np.concatenate([batch[name].numpy() for batch in batches]) for name in batches[0]}
+
+    def decode(self, z: Any, batch_size: int = 8, covariates: Any = None) -> NDArray[np.float32]:
+        """The mean image of each code: (n, d) to (n, *data_shape); covariates as everywhere, one row a code."""
+        z = np.asarray(z, dtype=np.float32)
+        if z.ndim != 2 or z.shape[1] != self.latent_size or not len(z):
+            raise ArgumentError("z", rule=f"have shape (n, {self.latent_size})", got=z.shape, fix="Give codes as rows")
+        rows = self._numbers_of(covariates, len(z))
+        images = []
+        for start in range(0, len(z), batch_size):
+            part = slice(start, start + batch_size)
+            given = () if rows is None else (tf.constant(rows[part]),)
+            images.append(self.decode_tensors(tf.constant(z[part]), *given).numpy())
+        return np.concatenate(images)
+
+    def reconstruct(self, x: Any, batch_size: int = 8) -> NDArray[np.float32]:
+        """Deterministic reconstructions, the same shape as `x`."""
+        return np.concatenate([self(batch).numpy() for batch in self._batches(x, batch_size)])
+
+    def sample(self, count: int, seed: int = 0, covariates: Any = None) -> NDArray[np.float32]:
+        """Mean images of `count` codes drawn from the prior, (count, *data_shape).
+
+        Args:
+            count: How many.
+            seed: Seed of the draws.
+            covariates: Of the people to be made, one row each, or one row for all; only for a model that takes them.
+        """
+        rows = self._numbers_of(covariates, None)
+        if rows is not None:
+            rows = np.ascontiguousarray(np.broadcast_to(rows, (count, rows.shape[1]))) if len(rows) == 1 else rows
+            rows = self._numbers_of(rows, count)
+        context = self._context(None if rows is None else self._condition(tf.constant(rows)))
+        z = self.prior.sample(count, self.latent_size, tf.constant([seed, 0], tf.int32), context)
+        return self.decode(z.numpy(), covariates=rows)
+
+    def elbo(self, x: Any, batch_size: int = 8, samples: int = 1, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+        """Named ELBO terms of each subject in nats, whatever the objective.
+
+        Args:
+            x: Images, (n, *data_shape).
+            batch_size: Subjects at a time.
+            samples: Posterior draws that are averaged over.
+            seed: Seed of the draws.
+
+        Returns:
+            ``elbo``, ``log_likelihood``, ``kl`` of shape (n,), and ``kl_per_dimension`` of shape (n, d) where the KL is
+            a sum over dimensions.
+        """
+        parts: list[dict[str, NDArray[np.float32]]] = []
+        for index, batch in enumerate(self._batches(self.likely(x), batch_size)):
+            draws, _ = self.draws(batch, tf.constant([seed, index], tf.int32), samples=samples)
+            part = self.bound(draws)
+            if draws.kl_per_dimension is not None:
+                part["kl_per_dimension"] = draws.kl_per_dimension
+            parts.append({name: value.numpy() for name, value in part.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def log_evidence(self, x: Any, samples: int = 100, *, chunk: int = 10, seed: int = 0) -> Evidence:
+        """Importance-weighted log p(x) of each subject; see `kerasvae.models.evidence`.
+
+        Args:
+            x: Images, (n, *data_shape).
+            samples: Posterior draws a subject.
+            chunk: Draws decoded at a time.
+            seed: Seed of the draws.
+
+        Raises:
+            ModelError: With a posterior that has no density.
+        """
+        if self.posterior.kind == "point":
+            raise ModelError(
+                "The posterior", rule="have a density to weigh draws by", got="'point'", fix="Train with another one"
+            )
+        return log_evidence(self, self.likely(x), samples, chunk=chunk, seed=seed)
+
+    def residual_terms(self, x: Any, batch_size: int = 8) -> tuple[NDArray, NDArray, NDArray]:
+        """log-likelihood, log-likelihood − ELBO and mean squared residual of each subject, each (n,).
+
+        From one posterior draw a subject, the same at each call, and not those of training or `evaluate`.
+        """
+        parts = []
+        for index, batch in enumerate(self._batches(self.likely(x), batch_size)):
+            draws, decoded = self.draws(batch, self._draw_seed(-2 - index), samples=1)
+            bound = self.bound(draws)
+            square = self.likelihood.squared_residual(batch["image"], decoded)
+            parts.append((bound["log_likelihood"], bound["log_likelihood"] - bound["elbo"], square))
+        first, second, third = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return first, second, third
+
+    def checked(self, x: Any) -> dict[str, NDArray[np.float32]]:
+        """Images, and what else the model takes by name, as arrays of the right shapes, each (n, …).
+
+        Raises:
+            ArgumentError: If something is missing, unknown, or of another shape.
+        """
+        given = dict(x) if isinstance(x, Mapping) else {"image": x}
+        unknown = [name for name in given if name not in (*self.input_names, *self.optional_names)]
+        if unknown or "image" not in given:
+            raise ArgumentError(
+                "x",
+                rule=f"hold {', '.join(self.input_names)}" + "".join(f", perhaps {n}" for n in self.optional_names),
+                got=", ".join(map(str, given)) or "nothing",
+                fix="Give what the model takes, and nothing else",
+            )
+        checked = {"image": self._checked_image(given["image"])}
+        numbers = self._numbers_of(given.get("covariates"), len(checked["image"]))
+        return checked if numbers is None else checked | {"covariates": numbers}
+
+    def _numbers_of(self, covariates: Any, rows: int | None) -> NDArray[np.float32] | None:
+        """Covariates in their units, (n, k); None where the model takes none."""
+        if self.covariates is None:
+            if covariates is not None:
+                raise ArgumentError(
+                    "covariates", rule="be left out", got="some", fix="This model was made without covariates"
+                )
+            return None
+        if covariates is None:
+            self._condition(None)  # says which are needed
+        return self.covariates.matrix(covariates, rows=rows)
+
+    def _checked_image(self, x: Any) -> NDArray[np.float32]:
+        x = np.asarray(x, dtype=np.float32)
+        if x.shape[1:] != self.data_shape or not len(x):
+            raise ArgumentError(
+                "x",
+                rule=f"have shape (n, {', '.join(map(str, self.data_shape))}) with n at least 1",
+                got=x.shape,
+                fix="Apply the model's pipeline first, and stack its volumes",
+            )
+        return x
+
+    def likely(self, x: Any) -> dict[str, NDArray[np.float32]]:
+        """As `checked`, with images within the likelihood's support."""
+        given = self.checked(x)
+        self.likelihood.check(given["image"])
+        return given
+
+    def _batches(self, x: Any, batch_size: int) -> Iterator[dict[str, tf.Tensor]]:
+        given = self.checked(x)
+        for start in range(0, len(given["image"]), batch_size):
+            yield {name: tf.constant(values[start : start + batch_size]) for name, values in given.items()}
