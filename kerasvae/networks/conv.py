@@ -14,7 +14,7 @@ import keras
 from kerasvae.errors import ArgumentError
 from kerasvae.networks.norm import check_norm, normalise
 
-__all__ = ["conv_decoder", "conv_encoder"]
+__all__ = ["check_shape", "conv_decoder", "conv_encoder", "halve"]
 
 _CONV = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
 _TRANSPOSE = {1: keras.layers.Conv1DTranspose, 2: keras.layers.Conv2DTranspose, 3: keras.layers.Conv3DTranspose}
@@ -41,12 +41,11 @@ def conv_encoder(
         dropout: Rate before the dense layer.
         seed: Seed of the dropout; None draws one.
     """
-    rank = _check(data_shape, filters, norm)
+    check_shape(data_shape, filters, norm)
     image = keras.Input(tuple(data_shape), name="image")
     x = keras.layers.Reshape((*data_shape, 1))(image)
     for width in filters:
-        x = _CONV[rank](width, 3, strides=2, padding="same")(x)
-        x = keras.layers.Activation(activation)(normalise(x, norm))
+        x = halve(x, width, norm, activation)
     x = keras.layers.Flatten()(x)
     if dropout:
         x = keras.layers.Dropout(dropout, seed=seed)(x)
@@ -71,7 +70,7 @@ def conv_decoder(
         activation: Any Keras activation.
         channels: Numbers for each voxel, the likelihood's `channels`; with 1 there is no axis for them.
     """
-    rank = _check(data_shape, filters, norm)
+    rank = check_shape(data_shape, filters, norm)
     sizes = [tuple(data_shape)]
     for _ in filters:
         sizes.append(tuple(math.ceil(n / 2) for n in sizes[-1]))
@@ -90,7 +89,14 @@ def conv_decoder(
     return keras.Model(z, keras.layers.Reshape(made)(x), name="decoder")
 
 
-def _check(data_shape: Sequence[int], filters: Sequence[int], norm: str) -> int:
+def halve(x: keras.KerasTensor, width: int, norm: str, activation: str) -> keras.KerasTensor:
+    """One level deeper: a strided 3ⁿ convolution to `width` channels, normalised and activated."""
+    x = _CONV[len(x.shape) - 2](width, 3, strides=2, padding="same")(x)
+    return keras.layers.Activation(activation)(normalise(x, norm))
+
+
+def check_shape(data_shape: Sequence[int], filters: Sequence[int], norm: str) -> int:
+    """The number of axes, after a look at all three arguments: ArgumentError."""
     if len(data_shape) not in _CONV or min(data_shape) < 1:
         raise ArgumentError(
             "data_shape",
