@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from kerasvae.data.simulate import simulate
     from kerasvae.distributions import NormalLikelihood, NormalPosterior, StandardNormalPrior
     from kerasvae.models import VAE, RegressionVAE
-    from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, fit_core, linear_start
+    from kerasvae.networks import (
+        conv_decoder,
+        conv_encoder,
+        dense_decoder,
+        dense_encoder,
+        fit_core,
+        ladder_encoder,
+        linear_start,
+    )
     from kerasvae.preprocess import Pipeline, fit_pipeline
     from kerasvae.training.recipe import Recipe, load_recipe
     from kerasvae.training.run import Run, load_run
@@ -40,6 +48,7 @@ _HOMES = {
     "dense_decoder": "kerasvae.networks",
     "dense_encoder": "kerasvae.networks",
     "fit_core": "kerasvae.networks",
+    "ladder_encoder": "kerasvae.networks",
     "linear_start": "kerasvae.networks",
     "Pipeline": "kerasvae.preprocess",
     "fit_pipeline": "kerasvae.preprocess",
@@ -74,6 +83,7 @@ __all__ = [
     "dense_encoder",
     "fit_core",
     "fit_pipeline",
+    "ladder_encoder",
     "linear_start",
     "load_recipe",
     "load_run",

@@ -17,6 +17,8 @@ from kerasvae.distributions.divergence import closed_kl  # noqa: E402
 from kerasvae.distributions.flow_prior import FlowPrior  # noqa: E402
 from kerasvae.distributions.flows import InverseAutoregressiveFlowPosterior, RealNVPPosterior  # noqa: E402
 from kerasvae.distributions.full_normal import FullNormalPosterior  # noqa: E402
+from kerasvae.distributions.ladder import LadderPosterior  # noqa: E402
+from kerasvae.distributions.ladder_prior import LadderPrior  # noqa: E402
 from kerasvae.distributions.laplace import LaplaceLikelihood  # noqa: E402
 from kerasvae.distributions.low_rank_normal import LowRankNormalPosterior  # noqa: E402
 from kerasvae.distributions.mixture_prior import MixturePrior  # noqa: E402
@@ -40,6 +42,8 @@ __all__ = [
     "FlowPrior",
     "FullNormalPosterior",
     "InverseAutoregressiveFlowPosterior",
+    "LadderPosterior",
+    "LadderPrior",
     "LaplaceLikelihood",
     "Likelihood",
     "LowRankNormalPosterior",

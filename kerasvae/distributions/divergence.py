@@ -45,7 +45,7 @@ def closed_kl(
     if form is not None:
         return form(posterior, parameters, prior, context)
     given_draws = CLOSED_GIVEN_DRAWS.get((posterior.kind, prior.kind))
-    return None if given_draws is None or z is None else given_draws(posterior, parameters, z, context)
+    return None if given_draws is None or z is None else given_draws(posterior, parameters, prior, context, z)
 
 
 def _normal_prior(prior: Prior, context: Context, latent_size: int) -> tfp.distributions.Distribution:
@@ -101,6 +101,18 @@ def _uniform_sphere(posterior: Posterior, parameters: tf.Tensor, prior: Prior, c
     return log_area(point.shape[-1]) - posterior.entropy(parameters), None
 
 
+def _ladder(posterior: Posterior, parameters: tf.Tensor, prior: Prior, context: Context, z: tf.Tensor) -> KL:
+    """Σ_i E[KL(q(z_i|z_{i+1}, x) ‖ p(z_i|z_{i+1}))], Sønderby et al. 2016, arXiv 1602.02282, section 2.
+
+    Given the level above both are normal, and their KL is closed; the mean is over the draws of that level. A prior
+    without levels has the same p(z_i) whatever is above.
+    """
+    q = tfd.Normal(*posterior.conditional(parameters, z))
+    p = prior.distribution(z, context) if prior.kind == "ladder" else _normal_prior(prior, context, z.shape[-1])
+    kl = tf.reduce_mean(tfd.kl_divergence(q, p), axis=0)
+    return tf.reduce_sum(kl, axis=-1), kl
+
+
 CLOSED_FORMS: dict[
     tuple[str, str],
     Callable[[Posterior, tf.Tensor, Prior, Context], tuple[tf.Tensor, tf.Tensor | None]],
@@ -121,6 +133,11 @@ CLOSED_FORMS: dict[
 
 CLOSED_GIVEN_DRAWS: dict[
     tuple[str, str],
-    Callable[[Posterior, tf.Tensor, tf.Tensor, Context], tuple[tf.Tensor, tf.Tensor | None]],
-] = {}
+    Callable[[Posterior, tf.Tensor, Prior, Context, tf.Tensor], tuple[tf.Tensor, tf.Tensor | None]],
+] = {
+    ("ladder", "ladder"): _ladder,
+    ("ladder", "standard_normal"): _ladder,
+    ("ladder", "conditional_normal"): _ladder,
+    ("ladder", "regression"): _ladder,
+}
 """Kind of posterior and of prior, to a function that also takes draws, (S, B, d): the mean over them is unbiased."""

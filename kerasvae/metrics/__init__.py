@@ -1,7 +1,7 @@
 """What a reconstruction and a latent space are worth, as pure functions of arrays. No TensorFlow."""
 
 from kerasvae.metrics.baseline import pca_reconstruct
-from kerasvae.metrics.collapse import active_units, mutual_information
+from kerasvae.metrics.collapse import active_units, level_kl, mutual_information
 from kerasvae.metrics.disentanglement import (
     DCI,
     dci,
@@ -21,6 +21,7 @@ __all__ = [
     "explicitness",
     "factor_vae_score",
     "identification",
+    "level_kl",
     "modularity",
     "mutual_information",
     "mutual_information_gap",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["active_units", "mutual_information"]
+from kerasvae.errors import ArgumentError
+
+__all__ = ["active_units", "level_kl", "mutual_information"]
 
 
 def active_units(means: NDArray, threshold: float = 0.01) -> int:
@@ -19,6 +23,32 @@ def active_units(means: NDArray, threshold: float = 0.01) -> int:
         threshold: In squared units of the prior's standard deviation.
     """
     return int((np.asarray(means, dtype=np.float64).var(axis=0) > threshold).sum())
+
+
+def level_kl(kl_per_dimension: NDArray, levels: Sequence[int]) -> NDArray[np.float64]:
+    """KL of each level of a ladder in nats, top first: how much of the image each level holds; 0 in one that collapsed.
+
+    Sønderby et al. 2016, Ladder Variational Autoencoders, arXiv 1602.02282, section 3: the KL of each layer.
+
+    Args:
+        kl_per_dimension: (…, d), from ``VAE.elbo``.
+        levels: Widths of the levels, top first, as given to LadderPosterior.
+
+    Returns:
+        (…, number of levels).
+
+    Raises:
+        ArgumentError: If the levels do not sum to d.
+
+    >>> level_kl(np.array([[2.0, 0.5, 0.25]]), (1, 2))
+    array([[2.  , 0.75]])
+    """
+    kl = np.asarray(kl_per_dimension, np.float64)
+    if sum(levels) != kl.shape[-1]:
+        raise ArgumentError(
+            "levels", rule=f"sum to {kl.shape[-1]} dimensions", got=tuple(levels), fix="Give the posterior's levels"
+        )
+    return np.stack([part.sum(axis=-1) for part in np.split(kl, np.cumsum(levels)[:-1], axis=-1)], axis=-1)
 
 
 def mutual_information(means: NDArray, stddevs: NDArray, draws: int = 16, seed: int = 0) -> float:

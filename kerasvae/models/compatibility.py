@@ -15,8 +15,9 @@ from kerasvae.objectives import Objective
 __all__ = ["CONDITIONAL_PRIORS", "OBJECTIVES", "PRIORS", "check_combination"]
 
 NORMALS = ("normal", "full_normal", "low_rank_normal")
-DENSITIES = (*NORMALS, "iaf", "real_nvp", "power_spherical", "von_mises_fisher")
+DENSITIES = (*NORMALS, "iaf", "real_nvp", "ladder", "power_spherical", "von_mises_fisher")
 REAL = ("standard_normal", "mixture", "vamp", "flow", "conditional_normal", "regression")
+KNOWN = (*REAL, "uniform_sphere", "ladder")
 
 FIXED = ("standard_normal", "uniform_sphere")
 
@@ -25,11 +26,12 @@ CONDITIONAL_PRIORS = ("conditional_normal", "regression")
 
 PRIORS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
     {
-        "normal": (REAL, "its codes are points of Euclidean space"),
-        "full_normal": (REAL, "its codes are points of Euclidean space"),
-        "low_rank_normal": (REAL, "its codes are points of Euclidean space"),
+        "normal": (REAL, "its codes are points of Euclidean space, without levels"),
+        "full_normal": (REAL, "its codes are points of Euclidean space, without levels"),
+        "low_rank_normal": (REAL, "its codes are points of Euclidean space, without levels"),
         "iaf": (tuple(p for p in REAL if p != "vamp"), "its density is quick to compute at its own draws only"),
-        "real_nvp": (REAL, "its codes are points of Euclidean space"),
+        "real_nvp": (REAL, "its codes are points of Euclidean space, without levels"),
+        "ladder": (("ladder", *REAL), "its codes are points of Euclidean space"),
         "power_spherical": (("uniform_sphere",), "its codes are points of a sphere"),
         "von_mises_fisher": (("uniform_sphere",), "its codes are points of a sphere"),
         "point": (("standard_normal",), "without a density it gives a prior nothing to learn from"),
@@ -47,8 +49,8 @@ OBJECTIVES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...] | None, str]] = 
         "miwae": (DENSITIES, None, "it needs the posterior's density"),
         "capacity": (DENSITIES, None, "it needs the posterior's density"),
         "free_bits": (
-            ("normal",),
-            ("standard_normal", "conditional_normal", "regression"),
+            ("normal", "ladder"),
+            ("standard_normal", "conditional_normal", "regression", "ladder"),
             "the KL must be a sum over dimensions",
         ),
         "info_vae": (DENSITIES, None, "it needs the posterior's density"),
@@ -99,7 +101,7 @@ def check_combination(
         )
     if posterior.kind in PRIORS:
         valid, reason = PRIORS[posterior.kind]
-        if prior.kind not in valid and prior.kind in (*REAL, "uniform_sphere"):
+        if prior.kind not in valid and prior.kind in KNOWN:
             raise _misfit("prior", prior.kind, f"the posterior {posterior.kind!r}", valid, reason)
     inner = getattr(objective, "objective", None)
     if isinstance(inner, Objective):
@@ -113,7 +115,7 @@ def check_combination(
         whose = f"the objective {objective.kind!r}"
         if posterior.kind not in posteriors and posterior.kind in PRIORS:
             raise _misfit("posterior", posterior.kind, whose, posteriors, reason)
-        if priors is not None and prior.kind not in priors and prior.kind in (*REAL, "uniform_sphere"):
+        if priors is not None and prior.kind not in priors and prior.kind in KNOWN:
             raise _misfit("prior", prior.kind, whose, priors, reason)
 
 

@@ -6,6 +6,15 @@ require_tensorflow()
 
 from kerasvae.networks.conv import conv_decoder, conv_encoder  # noqa: E402
 from kerasvae.networks.dense import dense_decoder, dense_encoder  # noqa: E402
+from kerasvae.networks.ladder import ladder_encoder  # noqa: E402
 from kerasvae.networks.linear import fit_core, linear_start  # noqa: E402
 
-__all__ = ["conv_decoder", "conv_encoder", "dense_decoder", "dense_encoder", "fit_core", "linear_start"]
+__all__ = [
+    "conv_decoder",
+    "conv_encoder",
+    "dense_decoder",
+    "dense_encoder",
+    "fit_core",
+    "ladder_encoder",
+    "linear_start",
+]

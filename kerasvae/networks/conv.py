@@ -15,7 +15,7 @@ from kerasvae.errors import ArgumentError
 from kerasvae.networks.condition import condition_input, inputs_of, with_condition
 from kerasvae.networks.norm import check_norm, normalise
 
-__all__ = ["conv_decoder", "conv_encoder"]
+__all__ = ["check_shape", "conv_decoder", "conv_encoder", "halve"]
 
 _CONV = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
 _TRANSPOSE = {1: keras.layers.Conv1DTranspose, 2: keras.layers.Conv2DTranspose, 3: keras.layers.Conv3DTranspose}
@@ -47,16 +47,12 @@ def conv_encoder(
         seed: Seed of the dropout; None draws one.
         condition_size: Columns of the standardised covariates; 0 for none.
     """
-    rank = _check(data_shape, filters, norm)
+    check_shape(data_shape, filters, norm)
     image = keras.Input(tuple(data_shape), name="image")
     condition = condition_input(condition_size)
     x = keras.layers.Reshape((*data_shape, 1))(image)
     for width in filters:
-        x = normalise(_CONV[rank](width, 3, strides=2, padding="same")(x), norm)
-        if condition is not None:
-            shift = keras.layers.Dense(width)(condition)
-            x = keras.layers.Add()([x, keras.layers.Reshape((*[1] * rank, width))(shift)])
-        x = keras.layers.Activation(activation)(x)
+        x = halve(x, width, norm, activation, condition)
     x = keras.layers.Flatten()(x)
     if dropout:
         x = keras.layers.Dropout(dropout, seed=seed)(x)
@@ -84,7 +80,7 @@ def conv_decoder(
         channels: Numbers for each voxel, the likelihood's `channels`; with 1 there is no axis for them.
         condition_size: Columns of the standardised covariates; with any, the inputs are [codes, condition].
     """
-    rank = _check(data_shape, filters, norm)
+    rank = check_shape(data_shape, filters, norm)
     sizes = [tuple(data_shape)]
     for _ in filters:
         sizes.append(tuple(math.ceil(n / 2) for n in sizes[-1]))
@@ -103,7 +99,20 @@ def conv_decoder(
     return keras.Model(inputs_of(z, condition), keras.layers.Reshape(made)(x), name="decoder")
 
 
-def _check(data_shape: Sequence[int], filters: Sequence[int], norm: str) -> int:
+def halve(
+    x: keras.KerasTensor, width: int, norm: str, activation: str, condition: keras.KerasTensor | None = None
+) -> keras.KerasTensor:
+    """One level deeper: a strided 3ⁿ convolution to `width` channels, normalised, shifted by a condition, activated."""
+    rank = len(x.shape) - 2
+    x = normalise(_CONV[rank](width, 3, strides=2, padding="same")(x), norm)
+    if condition is not None:
+        shift = keras.layers.Dense(width)(condition)
+        x = keras.layers.Add()([x, keras.layers.Reshape((*[1] * rank, width))(shift)])
+    return keras.layers.Activation(activation)(x)
+
+
+def check_shape(data_shape: Sequence[int], filters: Sequence[int], norm: str) -> int:
+    """The number of axes, after a look at all three arguments: ArgumentError."""
     if len(data_shape) not in _CONV or min(data_shape) < 1:
         raise ArgumentError(
             "data_shape",

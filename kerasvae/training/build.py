@@ -29,7 +29,7 @@ def kinds(module: Any, base: Any) -> dict[str, Any]:
     """The public classes of a family that a recipe can name, by their kind.
 
     >>> sorted(kinds(distributions, Prior))[:3]
-    ['conditional_normal', 'flow', 'mixture']
+    ['conditional_normal', 'flow', 'ladder']
     """
     found = (getattr(module, name) for name in module.__all__)
     family: list[Any] = [c for c in found if isinstance(c, type) and issubclass(c, base)]
@@ -208,4 +208,11 @@ def _part(base: Any, kind: str, options: Mapping[str, Any], sizes: Mapping[str, 
                 got="an unknown option",
                 fix=f"Did you mean {close!r}?" if close else f"Valid: {', '.join(known) or 'none'}",
             )
-    return family[kind](**{name: value for name, value in sizes.items() if name in known}, **options)
+    given = {name: value for name, value in sizes.items() if name in known} | dict(options)
+    for name, parameter in inspect.signature(family[kind]).parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if required and name not in given:
+            raise RecipeError(
+                f"The option {name!r} of {key} {kind!r}", rule="be given", got="nothing", fix="Add it to the options"
+            )
+    return family[kind](**given)

@@ -19,6 +19,7 @@ from kerasvae import (
     dense_decoder,
     dense_encoder,
     fit_core,
+    ladder_encoder,
     linear_start,
 )
 from kerasvae import distributions as d
@@ -158,6 +159,9 @@ PARTS = (
     ("real NVP, VampPrior, capacity", "real", lambda: (
         d.RealNVPPosterior(LATENT, flows=2, units=8), d.VampPrior(VECTOR, pseudo_inputs=4), d.NormalLikelihood(),
         o.Capacity(gamma=10.0, capacity=2.0))),
+    ("ladder, mixture, IWAE", "real", lambda: (
+        d.LadderPosterior(LATENT, levels=(1, 2), units=(8,)), d.MixturePrior(LATENT, components=3),
+        d.LaplaceLikelihood(), o.IWAE(3))),
     ("point, plain autoencoder", "real", lambda: (
         d.PointPosterior(), d.StandardNormalPrior(), d.StudentTLikelihood(), o.Reconstruction())),
 )  # fmt: skip
@@ -202,8 +206,19 @@ def regression(images: np.ndarray) -> VAE:
     return RegressionVAE(*networks, target=COVARIATES[0])
 
 
+def ladder(images: np.ndarray) -> VAE:
+    """Three levels, each read from a depth of its own, with free bits for each."""
+    shape, levels, filters = images.shape[1:], (1, 2, 2), (4, 8, 8)
+    posterior = d.LadderPosterior(5, levels, units=(8,))
+    return VAE(
+        ladder_encoder(shape, levels, filters, dropout=0.1, seed=0), conv_decoder(shape, 5, filters),
+        posterior=posterior, prior=d.LadderPrior(), objective=o.FreeBits(0.1, groups=posterior.groups, per="group"),
+    )  # fmt: skip
+
+
 CASES = (
     *(Case(name, VECTOR, lambda images, make=make: parts(*make()), support) for name, support, make in PARTS),
+    Case("ladder", (9, 8, 7), ladder),
     Case("MS-SSIM", (16, 14), similar),
     Case("volume", (8, 9, 7), conv),
     Case("odd volume", (5, 13, 6), lambda images: conv(images, likelihood=NormalLikelihood(scale="fixed", stddev=0.5))),
