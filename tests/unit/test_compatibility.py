@@ -32,7 +32,8 @@ class Part:
         self.kind = kind
 
 
-def check(posterior="normal", prior="standard_normal", objective="elbo", likelihood="normal", conditional=True):
+def check(posterior="normal", prior="standard_normal", objective="elbo", likelihood="normal", conditional=None):
+    conditional = prior in CONDITIONAL_PRIORS if conditional is None else conditional
     parts = (Part(posterior), Part(prior), Part(likelihood), Part(objective))
     check_combination(*parts, conditional=conditional)
 
@@ -73,6 +74,11 @@ def test_priors_with_covariates_need_a_model_that_takes_them(prior):
     with pytest.raises(ModelError, match="be given covariates"):
         check(prior=prior, conditional=False)
     check(prior=prior, conditional=True)
+
+
+def test_pseudo_images_have_no_covariates():
+    with pytest.raises(ModelError, match="pseudo-images have no covariates"):
+        check(prior="vamp", conditional=True)
 
 
 def test_what_an_objective_wraps_is_checked_too():
