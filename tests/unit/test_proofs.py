@@ -17,6 +17,8 @@ from kerasvae.distributions import (
     DiscretisedLogisticLikelihood,
     FullNormalPosterior,
     InverseAutoregressiveFlowPosterior,
+    LadderPosterior,
+    LadderPrior,
     LaplaceLikelihood,
     Likelihood,
     LowRankNormalPosterior,
@@ -260,13 +262,20 @@ POSTERIORS = {
     "real_nvp": lambda: RealNVPPosterior(CODES, units=8, context_size=3),
     "power_spherical": PowerSphericalPosterior,
     "von_mises_fisher": VonMisesFisherPosterior,
+    "ladder": lambda: LadderPosterior(CODES, (1, CODES - 1), units=(4,)),
     "point": PointPosterior,
 }
+OWN_PRIORS = {
+    "power_spherical": UniformSpherePrior,
+    "von_mises_fisher": UniformSpherePrior,
+    "ladder": LadderPrior,
+}
+"""Of posteriors that have one of their own."""
 
 
 def extreme_model(kind, encoder):
     posterior = POSTERIORS[kind]()
-    prior = UniformSpherePrior() if kind in ("power_spherical", "von_mises_fisher") else StandardNormalPrior()
+    prior = OWN_PRIORS.get(kind, StandardNormalPrior)()
     objective = RAE() if kind == "point" else ELBO(samples=2)  # a point has no density for an ELBO
     return VAE(
         encoder(posterior.parameter_size(CODES)),

@@ -201,5 +201,7 @@ def test_the_loss_follows_the_schedule():
 
 
 def test_names_that_the_objective_does_not_schedule_are_refused():
-    with pytest.raises(ArgumentError, match=r"'bata' must be one that the objective schedules: beta, .*mean 'beta'"):
+    with pytest.raises(
+        ArgumentError, match=r"'bata' must be one that the objective or posterior schedules: beta, .*mean 'beta'"
+    ):
         fit(small(), [Schedules(STEPS, {"bata": Constant(1.0)})], 1)
