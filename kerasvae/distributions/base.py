@@ -6,6 +6,7 @@ Which of them go together is declared in `kerasvae.models.compatibility`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,7 +18,17 @@ from numpy.typing import NDArray
 from kerasvae.errors import ArgumentError
 from kerasvae.types import Mask, pack_mask, unpack_mask
 
-__all__ = ["NO_CONTEXT", "Context", "Likelihood", "Output", "Posterior", "Prior", "positive", "sum_over_event"]
+__all__ = [
+    "NO_CONTEXT",
+    "Context",
+    "Likelihood",
+    "Output",
+    "Posterior",
+    "Prior",
+    "inverse_positive",
+    "positive",
+    "sum_over_event",
+]
 
 
 class Output(NamedTuple):
@@ -200,12 +211,24 @@ class Likelihood(keras.layers.Layer):
     def update(self, x: tf.Tensor, decoded: tf.Tensor) -> None:
         """Follow one batch with what is estimated in closed form; by default nothing is."""
 
-    def squared_residual(self, x: tf.Tensor, decoded: tf.Tensor) -> tf.Tensor:
-        """Mean over mask voxels of (x − mean)², per subject, (B,)."""
-        square = tf.math.squared_difference(tf.cast(x, tf.float32), self.mean(decoded))
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a scale is set, by `calibrate`, on people whom the weights were not fitted to."""
+        return False
+
+    def residual(self, x: tf.Tensor, decoded: tf.Tensor) -> tf.Tensor:
+        """What a scale is set from: by default the mean over mask voxels of (x − mean)², per subject, (B,)."""
+        return self.mean_residual(x, decoded, 2)
+
+    def mean_residual(self, x: tf.Tensor, decoded: tf.Tensor, power: int) -> tf.Tensor:
+        """Mean over mask voxels of |x − mean|^power, per subject, (B,)."""
+        values = tf.abs(tf.cast(x, tf.float32) - self.mean(decoded)) ** power
         if self.mask is not None:
-            square = tf.where(self.mask, square, 0.0)
-        return sum_over_event(square) / self.count(x)
+            values = tf.where(self.mask, values, 0.0)
+        return sum_over_event(values) / self.count(x)
+
+    def calibrate(self, residual: NDArray[Any]) -> None:
+        """Set the scale from the `residual` of subjects, (n,), where `is_calibrated`; else nothing."""
 
     def numbers(self) -> dict[str, tf.Tensor]:
         """Scalars worth following during training, by name; e.g. the scale."""
@@ -228,3 +251,9 @@ def sum_over_event(values: tf.Tensor) -> tf.Tensor:
 def positive(raw: tf.Tensor, floor: float) -> tf.Tensor:
     """A positive number from a raw one: floor + softplus(raw); about exp for small ones, linear for large ones."""
     return floor + tf.nn.softplus(raw)
+
+
+def inverse_positive(value: float, floor: float) -> float:
+    """The raw number of which `positive` makes `value`, which must lie above `floor`."""
+    above = value - floor
+    return above + math.log(-math.expm1(-above))

@@ -7,7 +7,6 @@ conditional prior p(z|c) of a conditional VAE, here p(z|c) = N(z; μ(c), diag σ
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from kerasvae.distributions.base import NO_CONTEXT, Context, Prior, positive
+from kerasvae.distributions.base import NO_CONTEXT, Context, Prior, inverse_positive, positive
 from kerasvae.errors import ArgumentError, ModelError
 
 tfd = tfp.distributions
@@ -72,8 +71,7 @@ class ConditionalNormalPrior(Prior):
             for i, shape in enumerate(itertools.pairwise(widths))
         ]
         self.network.append(self._dense("last", (widths[-1], 2 * self.latent_size), "zeros"))
-        # softplus⁻¹, so that σ is 1 where the network gives 0.
-        self.raw = math.log(math.expm1(1 - self.floor))
+        self.raw = inverse_positive(1, self.floor)  # σ is 1 where the network gives 0
         self.built = True
 
     def _dense(self, name: str, shape: tuple[int, int], initializer: Any) -> list[keras.Variable]:

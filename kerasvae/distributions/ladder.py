@@ -15,7 +15,6 @@ N(μ̂_L, σ̂_L²), not combined with N(0, I), and a level hangs on the one dir
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
@@ -25,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from kerasvae.distributions.base import Output, Posterior, positive
+from kerasvae.distributions.base import Output, Posterior, inverse_positive, positive
 from kerasvae.errors import ArgumentError
 
 tfd = tfp.distributions
@@ -226,8 +225,7 @@ class _TopDown(keras.layers.Layer):
         ]
         self.biases = [self.add_weight(shape[1:], "zeros", name=f"bias_{i}") for i, shape in enumerate(shapes)]
         self.floor = floor
-        # softplus⁻¹, so that the standard deviation is 1 where the network gives 0
-        self.raw = math.log(math.expm1(1 - floor))
+        self.raw = inverse_positive(1, floor)  # the standard deviation is 1 where the network gives 0
         self.built = True
 
     def call(self, x: tf.Tensor) -> Moments:

@@ -11,10 +11,8 @@ import math
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from numpy.typing import NDArray
 
 from kerasvae.distributions.scale import ScaledLikelihood
 from kerasvae.types import Mask
@@ -67,19 +65,9 @@ class LaplaceLikelihood(ScaledLikelihood):
         """b."""
         return {"scale": self.current_scale()}
 
-    def calibrated_log_prob(self, mean_residual: NDArray, x: Any) -> float:
-        """log p(x|z) in nats per subject, averaged, were b at its optimum for these very subjects: −N (1 + log 2b̂).
-
-        Args:
-            mean_residual: Mean absolute residual of each subject, from `mean_residual`, (n,).
-            x: The images, (n, *data_shape).
-
-        Raises:
-            ArgumentError: Where b is not ``"optimal"``.
-        """
-        self.require_optimal()
-        b = max(float(np.mean(mean_residual, dtype=np.float64)), self.floor)
-        return -self.count(x) * (1 + math.log(2 * b))
+    def best_voxel_log_prob(self, scale: float) -> float:
+        """−(1 + log 2b̂)."""
+        return -(1 + math.log(2 * scale))
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""

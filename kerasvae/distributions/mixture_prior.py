@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from kerasvae.distributions.base import NO_CONTEXT, Context, Prior, positive
+from kerasvae.distributions.base import NO_CONTEXT, Context, Prior, inverse_positive, positive
 from kerasvae.errors import ArgumentError
 
 tfd = tfp.distributions
@@ -55,7 +55,7 @@ class MixturePrior(Prior):
         self.floor = float(floor)
         shape = (self.components, self.latent_size)
         spread = math.sqrt(0.5)
-        raw = keras.initializers.Constant(math.log(math.expm1(spread - self.floor)))
+        raw = keras.initializers.Constant(inverse_positive(spread, self.floor))
         normal = keras.initializers.RandomNormal(stddev=spread, seed=self.seed)
         self.logits = self.add_weight(
             name="logits", shape=(self.components,), initializer="zeros", dtype="float32", autocast=False

@@ -16,10 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from numpy.typing import NDArray
 
-from kerasvae.distributions.base import positive
-from kerasvae.distributions.scale import ScaledLikelihood, inverse_positive
+from kerasvae.distributions.base import inverse_positive, positive
+from kerasvae.distributions.scale import ScaledLikelihood
 from kerasvae.errors import ArgumentError
 from kerasvae.types import Mask
 
@@ -137,22 +136,9 @@ class NormalLikelihood(ScaledLikelihood):
         inside = sigma if self.mask is None else tf.boolean_mask(sigma, self.mask)
         return {"sigma": tf.sqrt(tf.reduce_mean(tf.square(inside)))}
 
-    def calibrated_log_prob(self, squared_residual: NDArray, x: Any) -> float:
-        """log p(x|z) in nats per subject, averaged, were σ at its optimum for these very subjects.
-
-        −N/2 · (1 + log 2πσ̂²) with σ̂² the mean squared residual: what a comparison of models on held-out people
-        needs, since σ is set on other held-out people in the end.
-
-        Args:
-            squared_residual: Per subject, from `squared_residual`, (n,).
-            x: The images, (n, *data_shape).
-
-        Raises:
-            ArgumentError: Where σ is not ``"optimal"``: then it is not set anew, and `log_prob` is what compares.
-        """
-        self.require_optimal()
-        square = max(float(np.mean(squared_residual, dtype=np.float64)), self.floor**2)
-        return -0.5 * self.count(x) * (1 + math.log(2 * math.pi * square))
+    def best_voxel_log_prob(self, scale: float) -> float:
+        """−½ (1 + log 2πσ̂²)."""
+        return -0.5 * (1 + math.log(2 * math.pi * scale**2))
 
     def set_sigma(self, sigma: float) -> None:
         """Store a σ estimated elsewhere, e.g. on calibration people; see `set_scale`."""

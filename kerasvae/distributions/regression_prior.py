@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from kerasvae.distributions.base import NO_CONTEXT, Context, Prior, positive
+from kerasvae.distributions.base import NO_CONTEXT, Context, Prior, inverse_positive, positive
 from kerasvae.distributions.conditional_prior import draw_in_turn, required_condition
 from kerasvae.errors import ArgumentError
 
@@ -50,7 +50,7 @@ class RegressionPrior(Prior):
         self.vector = self.add_weight(
             name="vector", shape=(self.latent_size,), initializer="ones", dtype="float32", autocast=False
         )
-        raw = keras.initializers.Constant(math.log(math.expm1(1 - self.floor)))
+        raw = keras.initializers.Constant(inverse_positive(1, self.floor))
         self.raw = self.add_weight(name="raw", initializer=raw, dtype="float32", autocast=False)
         self.built = True
 

@@ -2,7 +2,7 @@
 
 With a scale fixed by hand, β = 1 is a guess about noise. Rybkin, Daniilidis & Levine 2021, Simple and Effective VAE
 Training with Calibrated Decoders (σ-VAE), arXiv 2006.13202: the scale learned beside the weights, or set to
-its maximum-likelihood value given the residuals .
+its maximum-likelihood value given the residuals.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-from kerasvae.distributions.base import Likelihood, positive, sum_over_event
+from kerasvae.distributions.base import Likelihood, inverse_positive, positive
 from kerasvae.errors import ArgumentError, nearest
 from kerasvae.types import Mask
 
-__all__ = ["ScaledLikelihood", "inverse_positive"]
+__all__ = ["ScaledLikelihood"]
 
 
 class ScaledLikelihood(Likelihood):
@@ -106,17 +107,51 @@ class ScaledLikelihood(Likelihood):
         residual = tf.math.divide_no_nan(tf.convert_to_tensor(self.weighted_residual), weight)
         return tf.maximum(tf.where(weight > 0, residual ** (1 / self.power), self.initial_scale), self.floor)
 
-    def mean_residual(self, x: tf.Tensor, decoded: tf.Tensor) -> tf.Tensor:
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the scale is ``"optimal"``."""
+        return self.scale == "optimal"
+
+    def residual(self, x: tf.Tensor, decoded: tf.Tensor) -> tf.Tensor:
         """Mean over mask voxels of |x − x̂|^power, per subject, (B,): what the optimal scale is made of."""
-        values = tf.abs(tf.cast(x, tf.float32) - self.mean(decoded)) ** self.power
-        if self.mask is not None:
-            values = tf.where(self.mask, values, 0.0)
-        return sum_over_event(values) / self.count(x)
+        return self.mean_residual(x, decoded, self.power)
+
+    def calibrate(self, residual: NDArray[Any]) -> None:
+        """Set an optimal scale to (mean residual)^(1/power) of subjects, (n,); another stays as it is."""
+        if self.is_calibrated:
+            self.set_scale(float(np.mean(residual, dtype=np.float64)) ** (1 / self.power))
+
+    def calibrated_log_prob(self, residual: NDArray[Any], x: Any) -> float:
+        """log p(x|z) in nats per subject, averaged, were the scale at its optimum for these very subjects.
+
+        What a comparison of models on held-out people needs, since the scale is set on other held-out people in the
+        end.
+
+        Args:
+            residual: Of each subject, from `residual`, (n,).
+            x: The images, (n, *data_shape).
+
+        Raises:
+            ArgumentError: Where the scale is not ``"optimal"``: then `log_prob` is what compares.
+        """
+        if not self.is_calibrated:
+            raise ArgumentError(
+                "scale",
+                rule="be 'optimal' for a log-probability at the optimal scale",
+                got=repr(self.scale),
+                fix="Use log_prob: this scale is part of the model",
+            )
+        scale = max(float(np.mean(residual, dtype=np.float64)) ** (1 / self.power), self.floor)
+        return self.count(x) * self.best_voxel_log_prob(scale)
+
+    def best_voxel_log_prob(self, scale: float) -> float:
+        """Mean log p(x_v) in nats where `scale` is the maximum-likelihood one."""
+        raise NotImplementedError
 
     def update(self, x: tf.Tensor, decoded: tf.Tensor) -> None:
         """Follow the optimal scale with one batch; does nothing where it is not ``"optimal"``."""
         if self.scale == "optimal":
-            residual = tf.reduce_mean(self.mean_residual(x, decoded))
+            residual = tf.reduce_mean(self.residual(x, decoded))
             self.weighted_residual.assign(self.momentum * self.weighted_residual + (1 - self.momentum) * residual)
             self.total_weight.assign(self.momentum * self.total_weight + (1 - self.momentum))
 
@@ -145,22 +180,6 @@ class ScaledLikelihood(Likelihood):
             self.weighted_residual.assign(float(value) ** self.power)
             self.total_weight.assign(1.0)
 
-    def require_optimal(self) -> None:
-        """Refuse what only makes sense where the scale is ``"optimal"``."""
-        if self.scale != "optimal":
-            raise ArgumentError(
-                "scale",
-                rule="be 'optimal' for a log-probability at the optimal scale",
-                got=repr(self.scale),
-                fix="Use log_prob: this scale is part of the model",
-            )
-
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments that all such likelihoods share."""
         return {**super().get_config(), "scale": self.scale, "floor": self.floor}
-
-
-def inverse_positive(value: float, floor: float) -> float:
-    """The raw number of which `positive` makes `value`, which must lie above `floor`."""
-    above = value - floor
-    return above + math.log(-math.expm1(-above))

@@ -14,8 +14,8 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from kerasvae.distributions.base import positive
-from kerasvae.distributions.scale import ScaledLikelihood, inverse_positive
+from kerasvae.distributions.base import inverse_positive, positive
+from kerasvae.distributions.scale import ScaledLikelihood
 from kerasvae.errors import ArgumentError
 from kerasvae.types import Mask
 

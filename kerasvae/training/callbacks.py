@@ -12,7 +12,6 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasvae.distributions import NormalLikelihood
 from kerasvae.errors import ArgumentError, RunError, nearest
 from kerasvae.metrics import active_units, explained_variance, identification
 from kerasvae.storage import atomic_path
@@ -55,15 +54,15 @@ class HeldOutMetrics(keras.callbacks.Callback):
         }
 
     def _calibrated_elbo(self) -> float:
-        """ELBO in nats per subject, with σ at its optimum for these people where the likelihood's scale is optimal.
+        """ELBO in nats per subject, with the scale at its optimum for these people where the likelihood's is optimal.
 
-        The running σ follows training residuals; epochs compared through it would be compared by its noise.
+        The running scale follows training residuals; epochs compared through it would be compared by its noise.
         """
-        log_likelihood, kl, square = self.model.residual_terms(self.inputs)
+        log_likelihood, kl, residual = self.model.residual_terms(self.inputs)
         likelihood = self.model.likelihood
-        if not isinstance(likelihood, NormalLikelihood) or likelihood.scale != "optimal":
+        if not likelihood.is_calibrated:
             return float(np.mean(log_likelihood - kl, dtype=np.float64))
-        calibrated = likelihood.calibrated_log_prob(square, self.images)
+        calibrated = likelihood.calibrated_log_prob(residual, self.images)
         return calibrated - float(np.mean(kl, dtype=np.float64))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,7 @@ import tensorflow as tf
 
 from kerasvae.data import Cohort, Split
 from kerasvae.data.dataset import evaluation_dataset, steps_per_epoch, training_dataset
-from kerasvae.distributions import NormalLikelihood
 from kerasvae.errors import RecipeError, RunError
-from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline, fit_pipeline, grid_of
 from kerasvae.storage import atomic_path, recover
 from kerasvae.training.build import build_model
@@ -30,7 +28,6 @@ from kerasvae.training.evaluate import evaluate
 from kerasvae.training.recipe import Recipe
 from kerasvae.training.run import Run, load_run, model_inputs, write_json, write_scans, write_table
 from kerasvae.training.schedules import Linear, Schedule
-from kerasvae.types import Array
 
 __all__ = ["Progress", "train"]
 
@@ -262,7 +259,8 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     checkpoint.use_best()
     for name, schedule in schedules.items():  # the best weights came with the values of their epoch
         model.scheduled[name].assign(schedule(1.0))
-    _set_scale(model, load("calibration") if rows["calibration"] else held_out)
+    # Residuals of training people are smaller than those of new people, to whom a scale of theirs would not do.
+    model.likelihood.calibrate(model.residual_terms(load("calibration") if rows["calibration"] else held_out)[2])
     columns = list(dict.fromkeys(name for row in checkpoint.history for name in row))
     write_table(run.path / "history.csv", checkpoint.history, columns)
     with atomic_path(run.path / "model.keras") as temporary:
@@ -304,15 +302,3 @@ def _schedules(recipe: Recipe) -> dict[str, Schedule]:
             )
         schedules["beta"] = Linear(0.0, section.beta, end=section.warm_up)
     return schedules
-
-
-def _set_scale(model: VAE, inputs: Mapping[str, Array]) -> None:
-    """σ of the likelihood from people the weights were not fitted to: the root of E_q[mean squared residual].
-
-    Training residuals are smaller than those of new people, and a σ estimated from them would make every new scan
-    look improbable. Likelihoods without such a σ are left as they are.
-    """
-    if not isinstance(model.likelihood, NormalLikelihood) or model.likelihood.scale != "optimal":
-        return
-    square = model.residual_terms(inputs)[2]
-    model.likelihood.set_sigma(float(np.sqrt(square.mean(dtype=np.float64))))

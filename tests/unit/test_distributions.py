@@ -70,7 +70,7 @@ def test_optimal_scale_is_the_maximum_of_the_likelihood():
         return stats.norm.logpdf(x.astype("f8"), mean, sigma).sum()
 
     assert total(best) > max(total(best * 0.99), total(best * 1.01))
-    square = likelihood.squared_residual(x, mean).numpy()
+    square = likelihood.residual(x, mean).numpy()
     assert likelihood.calibrated_log_prob(square, x) == pytest.approx(total(best) / 6, rel=1e-5)
 
 

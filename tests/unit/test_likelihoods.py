@@ -514,7 +514,7 @@ def test_optimal_laplace_scale_is_the_maximum_of_the_likelihood():
 
     assert best == pytest.approx(np.abs(x - mu)[:, mask].mean(), rel=1e-6)
     assert total(best) > max(total(best * 0.99), total(best * 1.01))
-    residual = likelihood.mean_residual(x.astype("f4"), mu.astype("f4")).numpy()
+    residual = likelihood.residual(x.astype("f4"), mu.astype("f4")).numpy()
     assert likelihood.calibrated_log_prob(residual, x) == pytest.approx(total(best) / 6, rel=1e-5)
 
 
@@ -730,3 +730,15 @@ def test_config_round_trip(likelihood):
 def test_bad_arguments_are_one_sentence(make, names):
     with pytest.raises(ArgumentError, match=f"^{names} must"):
         make()
+
+
+@pytest.mark.parametrize(("likelihood", "power"), [(NormalLikelihood(), 2), (LaplaceLikelihood(), 1)])
+def test_calibration_sets_the_maximum_likelihood_scale_of_these_people(likelihood, power):
+    rng = np.random.default_rng(8)
+    x, mean = rng.standard_normal((2, 7, 5)).astype("f4")
+    likelihood.calibrate(likelihood.residual(x, mean).numpy())
+    expected = np.mean(np.abs(x - mean) ** power) ** (1 / power)
+    assert float(likelihood.current_scale()) == pytest.approx(expected, rel=1e-5)
+    fixed = type(likelihood)(scale="fixed")
+    fixed.calibrate(np.full(3, 9.0))
+    assert float(fixed.current_scale()) == 1
