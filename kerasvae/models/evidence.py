@@ -13,6 +13,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 
+from kerasvae.errors import ModelError
 from kerasvae.objectives.rules import whole_number
 
 if TYPE_CHECKING:
@@ -51,8 +52,16 @@ def log_evidence(model: VAE, x: NDArray[np.float32], samples: int, *, chunk: int
         seed: Seed of the draws.
 
     Raises:
+        ModelError: With a posterior that has no density.
         ArgumentError: If `samples` or `chunk` is not a whole number, 1 or more.
     """
+    if not model.posterior.has_density:
+        raise ModelError(
+            "The posterior",
+            rule="have a density to weigh draws by",
+            got=repr(model.posterior.kind),
+            fix="Use `elbo`, or train with a posterior that has one, e.g. NormalPosterior",
+        )
     samples, chunk = whole_number("samples", samples, least=1), whole_number("chunk", chunk, least=1)
     weights = np.array([_log_weights(model, image[None], samples, chunk, (seed, row)) for row, image in enumerate(x)])
     # The weights are normalised before they are squared: at −10⁶ nats, differences of logarithms lose their digits.

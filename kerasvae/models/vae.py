@@ -386,10 +386,6 @@ class VAE(keras.Model):
         Raises:
             ModelError: With a posterior that has no density.
         """
-        if self.posterior.kind == "point":
-            raise ModelError(
-                "The posterior", rule="have a density to weigh draws by", got="'point'", fix="Train with another one"
-            )
         return log_evidence(self, self._likely(x), samples, chunk=chunk, seed=seed)
 
     def residual_terms(self, x: Any, seed: tf.Tensor) -> tuple[NDArray, NDArray, NDArray]:
