@@ -54,7 +54,7 @@ class Tensor(_Part):
     Args:
         name: As in the SavedModel's signatures and in ONNX.
         shape: Without the batch axis.
-        dtype: E.g. ``"float32"``.
+        dtype: E.g. ``"float32"``; ``"int32"`` for codes.
         meaning: In words, with the unit.
     """
 
@@ -160,7 +160,7 @@ class Bundle:
         """Arrays of a simulated subject, made by the Keras model at export.
 
         `raw` and `raw_affine` (a scan before preprocessing, where the bundle has a pipeline), `image` (1, *data_shape),
-        the encoder's outputs by name (1, d), and `reconstruction` (1, *data_shape).
+        the encoder's outputs by name (1, …), and `reconstruction` (1, *data_shape).
 
         Raises:
             BundleError: If the file cannot be read.

@@ -96,7 +96,12 @@ def export(
             latent_size=model.latent_size,
             inputs=(Tensor(name="image", shape=model.data_shape, meaning=_input_meaning(pipeline)),),
             outputs=tuple(
-                Tensor(name=output.name, shape=arrays[output.name].shape[1:], meaning=output.meaning)
+                Tensor(
+                    name=output.name,
+                    shape=arrays[output.name].shape[1:],
+                    dtype=str(arrays[output.name].dtype),
+                    meaning=output.meaning,
+                )
                 for output in model.posterior.outputs
             ),
             pipeline=None if pipeline is None else pipeline.to_config(),

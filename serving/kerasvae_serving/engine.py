@@ -75,13 +75,14 @@ class Engine:
             )
         return Pipeline.from_config(self.manifest.pipeline)
 
-    def encode(self, image: NDArray) -> dict[str, NDArray[np.float32]]:
-        """The encoder's deterministic outputs by name, each (n, …).
+    def encode(self, image: NDArray) -> dict[str, NDArray[Any]]:
+        """The encoder's deterministic outputs by name, each (n, …), in the manifest's order and dtypes.
 
         Args:
             image: Preprocessed images, (n, *data_shape).
         """
-        return self._run(self._encoder, "image", image, self.manifest.data_shape)
+        found = self._run(self._encoder, "image", image, self.manifest.data_shape)
+        return {output.name: found[output.name] for output in self.manifest.outputs}
 
     def decode(self, z: NDArray) -> Array:
         """The mean image of each code: (n, latent_size) to (n, *data_shape)."""
@@ -91,7 +92,7 @@ class Engine:
         """The deterministic reconstruction: (n, *data_shape) to the same."""
         return self.decode(self.encode(image)[self.manifest.outputs[0].name])
 
-    def encode_scan(self, scan: Any, *, check: bool = True) -> dict[str, NDArray[np.float32]]:
+    def encode_scan(self, scan: Any, *, check: bool = True) -> dict[str, NDArray[Any]]:
         """The outputs for one scan, each without the batch axis.
 
         Args:
@@ -121,7 +122,7 @@ class Engine:
 
     def _run(
         self, session: onnxruntime.InferenceSession, name: str, value: NDArray, shape: tuple[int, ...]
-    ) -> dict[str, NDArray[np.float32]]:
+    ) -> dict[str, NDArray[Any]]:
         value = np.ascontiguousarray(value, dtype=np.float32)
         if value.shape[1:] != shape or not len(value):
             raise ArgumentError(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,8 @@ def encode_files(
     """Encode images and write a table with one row each.
 
     Columns: ``file`` (as given), ``participant_id`` and ``session_id`` (from a BIDS name, else ``n/a``), then each
-    output of the encoder with its index, e.g. ``mean_0``. Separated by tabs, or by commas where `out` ends in .csv.
+    output of the encoder with its index, e.g. ``mean_0``, or ``scale_tril_0_1`` where it has two axes; codes are whole
+    numbers. Separated by tabs, or by commas where `out` ends in .csv.
 
     Args:
         engine: With a pipeline.
@@ -129,9 +131,7 @@ def _locked(error: OSError) -> VolumeError:
     )
 
 
-def _encoded(
-    engine: Engine, files: Sequence[Path]
-) -> Iterator[tuple[Path, dict[str, NDArray[np.float32]] | VolumeError]]:
+def _encoded(engine: Engine, files: Sequence[Path]) -> Iterator[tuple[Path, dict[str, NDArray[Any]] | VolumeError]]:
     """The outputs or the error of each file, in order; a few files are read ahead in a second thread."""
 
     def attempt(path: Path) -> NDArray[np.float32] | VolumeError:
@@ -161,5 +161,14 @@ def _names(path: Path) -> dict[str, str]:
     return {"file": str(path), "participant_id": person, "session_id": session}
 
 
-def _cells(outputs: dict[str, NDArray[np.float32]]) -> dict[str, str]:
-    return {f"{name}_{d}": f"{value:.9g}" for name, values in outputs.items() for d, value in enumerate(values)}
+def _cells(outputs: dict[str, NDArray[Any]]) -> dict[str, str]:
+    """One cell for each number: a column for each index along every axis; the bare name where there is no axis."""
+    return {
+        "_".join([name, *map(str, index)]): _cell(values[index].item())
+        for name, values in outputs.items()
+        for index in np.ndindex(values.shape)
+    }
+
+
+def _cell(value: float | int) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.9g}"
