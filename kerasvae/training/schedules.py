@@ -241,7 +241,7 @@ KINDS: dict[str, type[Schedule]] = {made.kind: made for made in (Constant, Linea
 
 
 class Schedules(keras.callbacks.Callback):
-    """Set numbers of the model's objective before each step, from the fraction of the training that is done.
+    """Set numbers of the model's objective or posterior before each step, from the fraction of the training done.
 
     The fraction is the model's own step counter divided by `total_steps`, so that a training which was interrupted
     goes on with the same numbers; where Keras runs several steps at once, they share the number of the first. When
@@ -249,7 +249,8 @@ class Schedules(keras.callbacks.Callback):
 
     Args:
         total_steps: Steps of the whole training, also where it is resumed.
-        schedules: Name of a number that the objective schedules, e.g. ``"beta"``, to its schedule.
+        schedules: Name of a number that the model schedules, e.g. ``"beta"`` of its objective or ``"temperature"`` of
+            its posterior, to its schedule.
 
     Raises:
         ArgumentError: When training begins, if the model's objective does not schedule one of the names.
