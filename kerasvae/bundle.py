@@ -55,7 +55,7 @@ class Tensor(_Part):
     Args:
         name: As in the SavedModel's signatures and in ONNX.
         shape: Without the batch axis.
-        dtype: E.g. ``"float32"``.
+        dtype: E.g. ``"float32"``; ``"int32"`` for codes.
         meaning: In words, with the unit.
     """
 

@@ -98,7 +98,12 @@ def export(
             latent_size=model.latent_size,
             inputs=_inputs(model, pipeline),
             outputs=tuple(
-                Tensor(name=output.name, shape=arrays[output.name].shape[1:], meaning=output.meaning)
+                Tensor(
+                    name=output.name,
+                    shape=arrays[output.name].shape[1:],
+                    dtype=str(arrays[output.name].dtype),
+                    meaning=output.meaning,
+                )
                 for output in model.outputs_of_encoder
             ),
             covariates=() if model.covariates is None else tuple(model.covariates),

@@ -49,7 +49,7 @@ class Figure(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """Content of latents.tsv: posterior means of shape (n, d), and who they are of."""
+    """Content of latents.tsv: the code that stands for each scan, (n, d), and who they are of."""
 
     scans: list[tuple[str, str]]
     roles: list[str]
@@ -170,7 +170,9 @@ def read_codes(path: Path, size: int) -> Codes:
     if path.is_file():
         with path.open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream, delimiter="\t"))
-    columns = [f"mean_{index}" for index in range(size)]
+    names = [name for name in (rows[0] if rows else {}) if name not in ("participant_id", "session_id", "role")]
+    first = names[0].rpartition("_")[0] if names else ""  # the output that stands for the person comes first
+    columns = [f"{first}_{index}" for index in range(size)]
     if not rows or any(name not in rows[0] for name in columns):
         rows = []
     return Codes(

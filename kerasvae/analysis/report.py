@@ -166,20 +166,21 @@ def _panel(examples: Examples, person: int) -> dict[str, Any]:
 
 
 def _latents(run: Run, metrics: Mapping[str, Any], scans: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """KL of each dimension, and the two dimensions with the largest KL as a map of the scans."""
+    """KL of each dimension, and the two dimensions with the largest KL, or else variance, as a map of the scans."""
     kl = metrics.get("kl_per_dimension") or []
-    codes = contents.read_codes(run.path / "latents.tsv", len(kl))
+    codes = contents.read_codes(run.path / "latents.tsv", len(kl) or metrics.get("latent_size", 0))
     held_out = codes.means[np.array([role == metrics.get("role", "test") for role in codes.roles], bool)]
     active = [active_units(column[:, None]) == 1 for column in held_out.T] if len(held_out) > 1 else None
     alt = f"Bars: KL of {len(kl)} latent dimensions, from {min(kl, default=0):.2f} to {max(kl, default=0):.2f} nats"
     bars = figures.to_svg(lambda: figures.kl_bars(kl, active), "kl", alt) if kl else None
-    if len(kl) < 2 or not codes.roles:
+    if codes.means.shape[1] < 2 or not codes.roles:
         return {"kl_figure": bars, "map_figure": None, "has_age": False, "map_dimensions": []}
-    first, second = np.argsort(-np.asarray(kl), kind="stable")[:2].tolist()
+    told = [f"KL {value:.2f} nats" for value in kl] or [f"variance {value:.2g}" for value in codes.means.var(axis=0)]
+    first, second = np.argsort(-np.asarray(kl or codes.means.var(axis=0)), kind="stable")[:2].tolist()
     known = {(row["participant_id"], row["session_id"] or "n/a"): contents.age_of(row) for row in scans}
     ages = np.array([known.get(scan, math.nan) for scan in codes.scans])
     has_age = bool(np.isfinite(ages).any())
-    labels = (f"latent {first} (KL {kl[first]:.2f} nats)", f"latent {second} (KL {kl[second]:.2f} nats)")
+    labels = (f"latent {first} ({told[first]})", f"latent {second} ({told[second]})")
     alt = f"Scatter of {len(codes.roles)} scans on latent dimensions {first} and {second}, markers by role"
     points = codes.means[:, [first, second]]
     scatter = figures.to_svg(

@@ -27,10 +27,13 @@ from kerasvae.distributions.point import PointPosterior  # noqa: E402
 from kerasvae.distributions.posterior import NormalPosterior  # noqa: E402
 from kerasvae.distributions.prior import StandardNormalPrior  # noqa: E402
 from kerasvae.distributions.regression_prior import RegressionPrior  # noqa: E402
+from kerasvae.distributions.relaxed_categorical import RelaxedCategoricalPosterior  # noqa: E402
 from kerasvae.distributions.sphere_prior import UniformSpherePrior  # noqa: E402
 from kerasvae.distributions.spherical import PowerSphericalPosterior, VonMisesFisherPosterior  # noqa: E402
 from kerasvae.distributions.student_t import StudentTLikelihood  # noqa: E402
+from kerasvae.distributions.uniform_codes_prior import UniformCodesPrior  # noqa: E402
 from kerasvae.distributions.vamp_prior import VampPrior  # noqa: E402
+from kerasvae.distributions.vector_quantised import VectorQuantisedPosterior  # noqa: E402
 
 __all__ = [
     "BernoulliLikelihood",
@@ -57,10 +60,13 @@ __all__ = [
     "Prior",
     "RealNVPPosterior",
     "RegressionPrior",
+    "RelaxedCategoricalPosterior",
     "StandardNormalPrior",
     "StudentTLikelihood",
+    "UniformCodesPrior",
     "UniformSpherePrior",
     "VampPrior",
+    "VectorQuantisedPosterior",
     "VonMisesFisherPosterior",
     "closed_kl",
     "positive",

@@ -63,17 +63,19 @@ class Posterior(keras.layers.Layer):
     Attributes:
         kind: Name in the compatibility table and in recipes.
         outputs: The deterministic outputs, by name.
+        has_density: Whether draws can be weighed by p(z) / q(z|x); if not, the class says what its log q is.
     """
 
     kind: ClassVar[str]
     outputs: ClassVar[tuple[Output, ...]]
+    has_density: ClassVar[bool] = True
 
     def parameter_size(self, latent_size: int) -> int:
         """Width p of the encoder's output for `latent_size` dimensions."""
         raise NotImplementedError
 
     def deterministic(self, parameters: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The named deterministic outputs, each (B, …), float32."""
+        """The named deterministic outputs, each (B, …), float32, or int32 where they are codes."""
         raise NotImplementedError
 
     def center(self, outputs: dict[str, tf.Tensor]) -> tf.Tensor:

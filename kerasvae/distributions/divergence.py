@@ -12,6 +12,7 @@ import tensorflow_probability as tfp
 
 from kerasvae.distributions.base import NO_CONTEXT, Context, Posterior, Prior
 from kerasvae.distributions.sphere_prior import log_area
+from kerasvae.distributions.uniform_codes_prior import log_combinations
 
 tfd = tfp.distributions
 
@@ -113,6 +114,18 @@ def _ladder(posterior: Posterior, parameters: tf.Tensor, prior: Prior, context: 
     return tf.reduce_sum(kl, axis=-1), kl
 
 
+def _one_code(posterior: Posterior, parameters: tf.Tensor, prior: Prior, context: Context) -> KL:
+    """P · log K whatever the parameters: van den Oord et al. 2017, arXiv 1711.00937, section 3.1; without gradient."""
+    return tf.fill(tf.shape(parameters)[:1], tf.constant(log_combinations(posterior), tf.float32)), None
+
+
+def _categorical_codes(posterior: Posterior, parameters: tf.Tensor, prior: Prior, context: Context) -> KL:
+    """Σ over positions of log K − H[π], of the discrete codes: Jang et al. 2017, arXiv 1611.01144."""
+    log_probabilities = posterior.log_probabilities(parameters)
+    negative_entropy = tf.reduce_sum(tf.exp(log_probabilities) * log_probabilities, axis=(-2, -1))
+    return log_combinations(posterior) + negative_entropy, None
+
+
 CLOSED_FORMS: dict[
     tuple[str, str],
     Callable[[Posterior, tf.Tensor, Prior, Context], tuple[tf.Tensor, tf.Tensor | None]],
@@ -128,6 +141,8 @@ CLOSED_FORMS: dict[
     ("low_rank_normal", "regression"): _low_rank_normal,
     ("power_spherical", "uniform_sphere"): _uniform_sphere,
     ("von_mises_fisher", "uniform_sphere"): _uniform_sphere,
+    ("vector_quantised", "uniform_codes"): _one_code,
+    ("relaxed_categorical", "uniform_codes"): _categorical_codes,
 }
 """Kind of posterior and of prior, to the function."""
 

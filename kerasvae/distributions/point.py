@@ -23,6 +23,7 @@ class PointPosterior(Posterior):
     """
 
     kind = "point"
+    has_density = False
     outputs = (Output("mean", "the code, the person's coordinates in the latent space; it has no uncertainty"),)
 
     def parameter_size(self, latent_size: int) -> int:

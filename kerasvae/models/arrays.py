@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from kerasvae.errors import ArgumentError, ModelError
+from kerasvae.errors import ArgumentError
 from kerasvae.models.core import Core
 from kerasvae.models.evidence import Evidence, log_evidence
 
@@ -22,7 +22,7 @@ class ArrayMethods(Core):
     Where a model takes covariates, `x` is ``{"image": …, "covariates": …}``; see `VAE`.
     """
 
-    def encode(self, x: Any, batch_size: int = 8) -> dict[str, NDArray[np.float32]]:
+    def encode(self, x: Any, batch_size: int = 8) -> dict[str, NDArray[Any]]:
         """The posterior's deterministic outputs of each subject by name, e.g. mean and stddev, each (n, d)."""
         batches = [
             self.encode_tensors(*(batch[name] for name in self.input_names)) for batch in self._batches(x, batch_size)
@@ -96,10 +96,6 @@ class ArrayMethods(Core):
         Raises:
             ModelError: With a posterior that has no density.
         """
-        if self.posterior.kind == "point":
-            raise ModelError(
-                "The posterior", rule="have a density to weigh draws by", got="'point'", fix="Train with another one"
-            )
         return log_evidence(self, self.likely(x), samples, chunk=chunk, seed=seed)
 
     def residual_terms(self, x: Any, batch_size: int = 8) -> tuple[NDArray, NDArray, NDArray]:

@@ -17,9 +17,12 @@ __all__ = ["CONDITIONAL_PRIORS", "OBJECTIVES", "PRIORS", "check_combination"]
 NORMALS = ("normal", "full_normal", "low_rank_normal")
 DENSITIES = (*NORMALS, "iaf", "real_nvp", "ladder", "power_spherical", "von_mises_fisher")
 REAL = ("standard_normal", "mixture", "vamp", "flow", "conditional_normal", "regression")
-KNOWN = (*REAL, "uniform_sphere", "ladder")
+KNOWN = (*REAL, "uniform_sphere", "uniform_codes", "ladder")
+CODES = ("vector_quantised", "relaxed_categorical")
 
 FIXED = ("standard_normal", "uniform_sphere")
+WITH_KL = (*DENSITIES, "relaxed_categorical")
+NO_KL = "it needs the posterior's density, or a KL that the encoder can lower"
 
 CONDITIONAL_PRIORS = ("conditional_normal", "regression")
 """Priors that need covariates, hence a model that takes them."""
@@ -35,19 +38,21 @@ PRIORS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
         "power_spherical": (("uniform_sphere",), "its codes are points of a sphere"),
         "von_mises_fisher": (("uniform_sphere",), "its codes are points of a sphere"),
         "point": (("standard_normal",), "without a density it gives a prior nothing to learn from"),
+        "vector_quantised": (("uniform_codes",), "its codes are numbers of codebook vectors"),
+        "relaxed_categorical": (("uniform_codes",), "its codes are numbers of codebook vectors"),
     }
 )
 """Kind of posterior, to the kinds of prior it goes with, and why only these."""
 
 OBJECTIVES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...] | None, str]] = MappingProxyType(
     {
-        "elbo": (DENSITIES, None, "it needs the posterior's density"),
+        "elbo": (WITH_KL, None, NO_KL),
         "monte_carlo_elbo": (DENSITIES, None, "it needs the posterior's density"),
         "sticking_the_landing": (NORMALS, None, "the density must depend on the encoder's output alone"),
         "iwae": (DENSITIES, None, "it needs the posterior's density"),
         "dreg": (NORMALS, None, "the density must depend on the encoder's output alone"),
         "miwae": (DENSITIES, None, "it needs the posterior's density"),
-        "capacity": (DENSITIES, None, "it needs the posterior's density"),
+        "capacity": (WITH_KL, None, NO_KL),
         "free_bits": (
             ("normal", "ladder"),
             ("standard_normal", "conditional_normal", "regression", "ladder"),
@@ -59,7 +64,12 @@ OBJECTIVES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...] | None, str]] = 
         "factor_vae": ((*NORMALS, "iaf", "real_nvp"), None, "codes are permuted dimension by dimension"),
         "dip_vae": (NORMALS, None, "it needs the posterior's mean and covariance"),
         "rae": (("point", *NORMALS), ("standard_normal",), "it shrinks codes towards 0"),
-        "reconstruction": ((*DENSITIES, "point"), FIXED, "it looks at the reconstruction alone"),
+        "reconstruction": (
+            (*DENSITIES, "point", *CODES),
+            (*FIXED, "uniform_codes"),
+            "it looks at the reconstruction alone",
+        ),
+        "commitment": (("vector_quantised",), ("uniform_codes",), "it draws the encoder's output to a codebook vector"),
         "adversarial": (
             (*DENSITIES, "point"),
             FIXED,

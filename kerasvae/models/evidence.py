@@ -14,6 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from scipy.special import logsumexp, softmax
 
+from kerasvae.errors import ModelError
 from kerasvae.objectives.rules import whole_number
 
 if TYPE_CHECKING:
@@ -52,8 +53,16 @@ def log_evidence(model: Core, x: Mapping[str, NDArray[np.float32]], samples: int
         seed: Seed of the draws.
 
     Raises:
+        ModelError: With a posterior that has no density.
         ArgumentError: If `samples` or `chunk` is not a whole number, 1 or more.
     """
+    if not model.posterior.has_density:
+        raise ModelError(
+            "The posterior",
+            rule="have a density to weigh draws by",
+            got=repr(model.posterior.kind),
+            fix="Use `elbo`, or train with a posterior that has one, e.g. NormalPosterior",
+        )
     samples, chunk = whole_number("samples", samples, least=1), whole_number("chunk", chunk, least=1)
     weights = np.array(
         [

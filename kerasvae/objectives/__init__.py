@@ -3,6 +3,7 @@
 from kerasvae.objectives.adversarial import AdversarialAutoencoder
 from kerasvae.objectives.base import Draws, Objective, Terms
 from kerasvae.objectives.capacity import Capacity
+from kerasvae.objectives.commitment import Commitment
 from kerasvae.objectives.dip_vae import DIPVAE
 from kerasvae.objectives.elbo import ELBO
 from kerasvae.objectives.factor_vae import FactorVAE
@@ -26,6 +27,7 @@ __all__ = [
     "AdversarialAutoencoder",
     "BetaTCVAE",
     "Capacity",
+    "Commitment",
     "DReG",
     "Draws",
     "FactorVAE",

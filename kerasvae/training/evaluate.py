@@ -57,7 +57,7 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     Returns:
         The content of metrics.json: definitions in `kerasvae.metrics`; terms in nats per subject. `kl_per_dimension`
         is empty where the KL is no sum over dimensions, `mutual_information` None where the posterior is no diagonal
-        normal one; the likelihood's numbers, such as `sigma`, go by their names.
+        normal one; numbers of the likelihood and of the posterior, such as `sigma` and `perplexity`, go by their names.
     """
     model, recipe = run.model, run.recipe
     role = next(name for name in ("test", "validation", "train") if run.split.people(name))
@@ -76,6 +76,7 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     pca = _peer(model, peer_fit, x, fitted, held_out.scans)
     per_dimension = terms.get("kl_per_dimension", np.zeros((1, 0)))
     n_voxels = int(inside.sum())
+    numbered = (model.likelihood, model.posterior)
     finished = (run.path / "metrics.json").is_file()
     metrics = {
         "role": role,
@@ -93,7 +94,7 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
         "elbo_nats": float(terms["elbo"].mean(dtype=np.float64)),
         "elbo_nats_per_voxel": float(terms["elbo"].mean(dtype=np.float64)) / n_voxels,
         "beta": recipe.training.beta,
-        **{name: float(value) for name, value in model.likelihood.numbers().items()},
+        **{name: float(value) for part in numbered for name, value in part.numbers().items()},
         **{f"n_{name}": count for name, count in run.split.counts().items()},
         "n_voxels": n_voxels,
         "latent_size": recipe.model.latent_size,

@@ -82,7 +82,7 @@ class Engine:
         return Covariates(self.manifest.covariates) if self.manifest.covariates else None
 
     def encode(self, image: NDArray, covariates: Any = None) -> dict[str, NDArray]:
-        """The encoder's deterministic outputs by name, each (n, …).
+        """The encoder's deterministic outputs by name, each (n, …), in the manifest's order and dtypes.
 
         Args:
             image: Preprocessed images, (n, *data_shape).
@@ -92,7 +92,8 @@ class Engine:
         Raises:
             ArgumentError: If a shape is wrong, or a covariate is missing or outside its rule.
         """
-        return self._run(self._encoder, "image", image, self.manifest.data_shape, covariates)
+        found = self._run(self._encoder, "image", image, self.manifest.data_shape, covariates)
+        return {output.name: found[output.name] for output in self.manifest.outputs}
 
     def decode(self, z: NDArray, covariates: Any = None) -> Array:
         """The mean image of each code: (n, latent_size) to (n, *data_shape); covariates as for `encode`."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,8 @@ def encode_files(
     """Encode images and write a table with one row each.
 
     Columns: ``file`` (as given), ``participant_id`` and ``session_id`` (from a BIDS name, else ``n/a``), then each
-    output of the encoder with its index, e.g. ``mean_0``. Separated by tabs, or by commas where `out` ends in .csv.
+    output of the encoder with its index, e.g. ``mean_0``, or ``scale_tril_0_1`` where it has two axes; codes are whole
+    numbers. Separated by tabs, or by commas where `out` ends in .csv.
 
     Args:
         engine: With a pipeline.
@@ -208,10 +210,14 @@ def _names(path: Path) -> dict[str, str]:
     return {"file": str(path), "participant_id": person, "session_id": session}
 
 
-def _cells(outputs: dict[str, NDArray]) -> dict[str, str]:
-    """A cell for each number of each output: name_0, name_1, …, with a number for each axis."""
+def _cells(outputs: dict[str, NDArray[Any]]) -> dict[str, str]:
+    """One cell for each number: a column for each index along every axis; the bare name where there is no axis."""
     return {
-        "_".join([name, *map(str, index)]): f"{values[index]:.9g}"
+        "_".join([name, *map(str, index)]): _cell(values[index].item())
         for name, values in outputs.items()
         for index in np.ndindex(values.shape)
     }
+
+
+def _cell(value: float | int) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.9g}"

@@ -164,6 +164,12 @@ PARTS = (
         d.LaplaceLikelihood(), o.IWAE(3))),
     ("point, plain autoencoder", "real", lambda: (
         d.PointPosterior(), d.StandardNormalPrior(), d.StudentTLikelihood(), o.Reconstruction())),
+    ("vector quantised, uniform codes, commitment", "real", lambda: (
+        d.VectorQuantisedPosterior(LATENT, positions=3, codebook_size=8), d.UniformCodesPrior(), d.NormalLikelihood(),
+        o.Commitment())),
+    ("relaxed categorical, uniform codes, Bernoulli", "binary", lambda: (
+        d.RelaxedCategoricalPosterior(LATENT, positions=1, codebook_size=8), d.UniformCodesPrior(),
+        d.BernoulliLikelihood(), o.ELBO())),
 )  # fmt: skip
 
 

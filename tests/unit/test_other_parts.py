@@ -11,11 +11,11 @@ import tensorflow as tf
 from scipy import stats
 
 from kerasvae.data import Scan
-from kerasvae.distributions import NormalLikelihood
+from kerasvae.distributions import NormalLikelihood, UniformCodesPrior, VectorQuantisedPosterior
 from kerasvae.distributions.base import Likelihood, Output, Posterior
 from kerasvae.models import VAE
 from kerasvae.networks import dense_decoder, dense_encoder
-from kerasvae.objectives import ELBO
+from kerasvae.objectives import ELBO, Commitment
 from kerasvae.training.callbacks import Checkpoint, HeldOutMetrics
 from kerasvae.training.evaluate import evaluate
 
@@ -121,6 +121,33 @@ def test_metrics_and_latents(model, tmp_path):
     assert set(described) == set(rows[0]) - {"participant_id", "session_id"}
     assert described["middle_2"]["Description"] == "middle of q(z|x) (dimension 2)"
     assert described["scale"]["Description"] == "its one scale"
+
+
+def test_figures_of_discrete_codes(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = VAE(
+        dense_encoder(SHAPE, 3, (5,)),
+        dense_decoder(SHAPE, 3, (5,)),
+        posterior=VectorQuantisedPosterior(3, positions=3, codebook_size=4),
+        prior=UniformCodesPrior(),
+        objective=Commitment(),
+    )
+    model.compile(keras.optimizers.Adam(1e-3), run_eagerly=True)
+    model.fit(X, epochs=1, batch_size=3, verbose=0)
+    metrics = evaluate(fake_run(model, tmp_path), seconds=1.0)
+    codes = model.encode(X)
+    assert metrics["kl_nats"] == pytest.approx(3 * np.log(4), rel=1e-6)
+    assert metrics["kl_per_dimension"] == []
+    assert metrics["mutual_information"] is None
+    assert metrics["active_units"] == (codes["embedding"][6:].var(0) > 0.01).sum()
+    assert metrics["perplexity"] == pytest.approx(float(model.posterior.numbers()["perplexity"]))
+    assert 1 <= metrics["codes_used"] <= 4
+    with (tmp_path / "latents.tsv").open() as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    assert [[row[f"codes_{position}"] for position in range(3)] for row in rows] == codes["codes"].astype(str).tolist()
+    watch = HeldOutMetrics(X, [f"sub-{i}" for i in range(9)], X.mean(0), None)
+    watch.set_model(model)
+    assert watch.measure()["val_active_units"] == (codes["embedding"].var(0) > 0.01).sum()
 
 
 def fake_run(model, path):

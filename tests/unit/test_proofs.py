@@ -28,14 +28,17 @@ from kerasvae.distributions import (
     Posterior,
     PowerSphericalPosterior,
     RealNVPPosterior,
+    RelaxedCategoricalPosterior,
     StandardNormalPrior,
     StudentTLikelihood,
+    UniformCodesPrior,
     UniformSpherePrior,
+    VectorQuantisedPosterior,
     VonMisesFisherPosterior,
 )
 from kerasvae.models import VAE
 from kerasvae.networks import dense_decoder, dense_encoder
-from kerasvae.objectives import ELBO, RAE, Reconstruction
+from kerasvae.objectives import ELBO, RAE, Commitment, Reconstruction
 
 LATENT = 3
 
@@ -264,25 +267,27 @@ POSTERIORS = {
     "von_mises_fisher": VonMisesFisherPosterior,
     "ladder": lambda: LadderPosterior(CODES, (1, CODES - 1), units=(4,)),
     "point": PointPosterior,
+    "vector_quantised": lambda: VectorQuantisedPosterior(CODES, positions=2, codebook_size=5),
+    "relaxed_categorical": lambda: RelaxedCategoricalPosterior(CODES, positions=2, codebook_size=5),
 }
-OWN_PRIORS = {
+EXTREME_PRIORS = {
     "power_spherical": UniformSpherePrior,
     "von_mises_fisher": UniformSpherePrior,
     "ladder": LadderPrior,
+    "vector_quantised": UniformCodesPrior,
+    "relaxed_categorical": UniformCodesPrior,
 }
-"""Of posteriors that have one of their own."""
+EXTREME_OBJECTIVES = {"point": RAE, "vector_quantised": Commitment}  # they have no KL that an encoder could lower
 
 
 def extreme_model(kind, encoder):
     posterior = POSTERIORS[kind]()
-    prior = OWN_PRIORS.get(kind, StandardNormalPrior)()
-    objective = RAE() if kind == "point" else ELBO(samples=2)  # a point has no density for an ELBO
     return VAE(
         encoder(posterior.parameter_size(CODES)),
         dense_decoder((15,), CODES, (8,)),
         posterior=posterior,
-        prior=prior,
-        objective=objective,
+        prior=EXTREME_PRIORS.get(kind, StandardNormalPrior)(),
+        objective=EXTREME_OBJECTIVES[kind]() if kind in EXTREME_OBJECTIVES else ELBO(samples=2),
     )
 
 
