@@ -145,7 +145,7 @@ def test_figures_of_discrete_codes(tmp_path):
     with (tmp_path / "latents.tsv").open() as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     assert [[row[f"codes_{position}"] for position in range(3)] for row in rows] == codes["codes"].astype(str).tolist()
-    watch = HeldOutMetrics(X, [f"sub-{i}" for i in range(9)], X.mean(0), None)
+    watch = HeldOutMetrics({"image": X}, [f"sub-{i}" for i in range(9)], X.mean(0), None)
     watch.set_model(model)
     assert watch.measure()["val_active_units"] == (codes["embedding"].var(0) > 0.01).sum()
 

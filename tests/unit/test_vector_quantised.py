@@ -236,7 +236,7 @@ def test_commitment_is_equation_three_without_the_codebook_term():
     keras.utils.set_random_seed(0)
     vae, x = model(objective=Commitment(weight=0.4), likelihood=NormalLikelihood("fixed", stddev=0.5)), numbers(5, 8)
     parameters = tf.constant(vae.encoder(x))
-    vae._parameters = lambda image, training=False: parameters
+    vae._encoded = lambda image, condition=None, training=False: parameters
     with tf.GradientTape() as tape:
         tape.watch(parameters)
         draws, _ = vae.draws(tf.constant(x), SEED)
@@ -358,7 +358,9 @@ def test_tables_hold_whole_numbers_and_every_axis(tmp_path):
         "matrix": np.array([[[1.0, 2.0], [3.0, 4.5]]], "f4"),
         "scale": np.array([0.25], "f4"),
     }
-    engine = SimpleNamespace(pipeline=SimpleNamespace(apply=lambda path: np.zeros(3)), encode=lambda image: outputs)
+    engine = SimpleNamespace(
+        pipeline=SimpleNamespace(apply=lambda path: np.zeros(3)), encode=lambda image, covariates: outputs
+    )
     (tmp_path / "sub-1_T1w.nii.gz").touch()
     encode_files(engine, [tmp_path / "sub-1_T1w.nii.gz"], tmp_path / "latents.tsv")
     header, row = (line.split("\t")[3:] for line in (tmp_path / "latents.tsv").read_text().splitlines())
