@@ -122,6 +122,8 @@ def check_combination(
         check_combination(posterior, prior, likelihood, inner, conditional=conditional)
     elif objective.kind in OBJECTIVES:
         posteriors, priors, reason = OBJECTIVES[objective.kind]
+        if not getattr(objective, "needs_dimensions", True):
+            posteriors, priors, reason = WITH_KL, None, NO_KL
         whose = f"the objective {objective.kind!r}"
         if posterior.kind not in posteriors and posterior.kind in PRIORS:
             raise _misfit("posterior", posterior.kind, whose, posteriors, reason)

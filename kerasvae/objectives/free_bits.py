@@ -74,6 +74,11 @@ class FreeBits(Objective):
             samples=self.samples,
         )
 
+    @property
+    def needs_dimensions(self) -> bool:
+        """Whether the KL must be a sum over dimensions: not where all of them are one group."""
+        return self.per == "dimension" or self.groups is not None
+
     @staticmethod
     def _check_groups(groups: list[list[int]], size: int) -> None:
         if not size or not all(groups) or sorted(index for group in groups for index in group) != list(range(size)):

@@ -10,7 +10,7 @@ import kerasvae.objectives as objectives
 from kerasvae.distributions import Likelihood, Posterior, Prior
 from kerasvae.errors import ModelError
 from kerasvae.models.compatibility import CONDITIONAL_PRIORS, OBJECTIVES, PRIORS, check_combination
-from kerasvae.objectives import ELBO, Objective, WithMSSSIM
+from kerasvae.objectives import ELBO, FreeBits, Objective, WithMSSSIM
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 
@@ -88,6 +88,16 @@ def test_what_an_objective_wraps_is_checked_too():
     with pytest.raises(ModelError, match="density"):
         check_combination(Part("point"), Part("standard_normal"), Part("normal"), wrapped)
     check_combination(Part("normal"), Part("standard_normal"), Part("normal"), wrapped)
+
+
+def test_free_bits_for_the_whole_code_need_no_dimensions():
+    for posterior, prior in (("full_normal", "mixture"), ("power_spherical", "uniform_sphere"), ("iaf", "flow")):
+        parts = Part(posterior), Part(prior), Part("normal")
+        check_combination(*parts, FreeBits(0.5, per="group"))
+        with pytest.raises(ModelError, match="sum over dimensions"):
+            check_combination(*parts, FreeBits(0.5))
+    with pytest.raises(ModelError, match="KL that the encoder can lower"):
+        check_combination(Part("point"), Part("standard_normal"), Part("normal"), FreeBits(0.5, per="group"))
 
 
 def test_a_part_of_ones_own_passes():
