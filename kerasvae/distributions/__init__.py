@@ -7,7 +7,7 @@ from kerasvae.backend import require_tensorflow
 
 require_tensorflow()
 
-from kerasvae.distributions.base import Context, Likelihood, Output, Posterior, Prior, positive  # noqa: E402
+from kerasvae.distributions.base import Context, Likelihood, Output, Posterior, Prior, inverse_positive, positive  # noqa: E402
 from kerasvae.distributions.bernoulli import BernoulliLikelihood  # noqa: E402
 from kerasvae.distributions.categorical import CategoricalLikelihood  # noqa: E402
 from kerasvae.distributions.conditional_prior import ConditionalNormalPrior  # noqa: E402
@@ -69,5 +69,6 @@ __all__ = [
     "VectorQuantisedPosterior",
     "VonMisesFisherPosterior",
     "closed_kl",
+    "inverse_positive",
     "positive",
 ]

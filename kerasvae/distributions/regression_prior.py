@@ -12,8 +12,10 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from numpy.typing import NDArray
 
 from kerasvae.distributions.base import NO_CONTEXT, Context, Prior, inverse_positive, positive
 from kerasvae.distributions.conditional_prior import draw_in_turn, required_condition
@@ -61,6 +63,11 @@ class RegressionPrior(Prior):
     def stddev(self) -> tf.Tensor:
         """σ, a scalar."""
         return positive(tf.convert_to_tensor(self.raw), self.floor)
+
+    def set(self, direction: NDArray[np.float64], stddev: float) -> None:
+        """Set u, (d,), to the direction given, and σ, which must lie above the floor."""
+        self.vector.assign(direction)
+        self.raw.assign(inverse_positive(stddev, self.floor))
 
     def distribution(self, context: Context) -> tfp.distributions.Distribution:
         """p(z|r) with batch shape (B, d): one factor per person and dimension.

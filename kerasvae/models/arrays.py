@@ -99,16 +99,16 @@ class ArrayMethods(Core):
         return log_evidence(self, self.likely(x), samples, chunk=chunk, seed=seed)
 
     def residual_terms(self, x: Any, batch_size: int = 8) -> tuple[NDArray, NDArray, NDArray]:
-        """log-likelihood, log-likelihood − ELBO and the likelihood's residual of each subject, each (n,).
+        """log-likelihood, cost (see `VAE.cost`) and the likelihood's residual of each subject, each (n,).
 
         From one posterior draw a subject, the same at each call, and not those of training or `evaluate`.
         """
         parts = []
         for index, batch in enumerate(self._batches(self.likely(x), batch_size)):
             draws, decoded = self.draws(batch, self._draw_seed(-2 - index), samples=1)
-            bound = self.bound(draws)
+            cost = self.cost(self.inputs_of(batch), draws)
             residual = self.likelihood.residual(batch["image"], decoded)
-            parts.append((bound["log_likelihood"], bound["log_likelihood"] - bound["elbo"], residual))
+            parts.append((draws.log_likelihood[0], cost, residual))
         first, second, third = (np.concatenate(each) for each in zip(*parts, strict=True))
         return first, second, third
 

@@ -205,6 +205,11 @@ class Core(keras.Model):
         log_likelihood = tf.reduce_mean(draws.log_likelihood, axis=0)
         return {"elbo": log_likelihood - draws.kl, "log_likelihood": log_likelihood, "kl": draws.kl}
 
+    def cost(self, inputs: Inputs, draws: Draws) -> tf.Tensor:
+        """By what held-out people are judged beside their log-likelihood: the KL, nats, (B,)."""
+        bound = self.bound(draws)
+        return bound["log_likelihood"] - bound["elbo"]
+
     def draws(
         self, batch: Any, seed: tf.Tensor, *, samples: int | None = None, training: bool = False
     ) -> tuple[Draws, tf.Tensor]:

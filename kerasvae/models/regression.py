@@ -120,6 +120,10 @@ class RegressionVAE(VAE):
         target = batch.get("target") if isinstance(batch, Mapping) else None
         return super().inputs_of(batch)._replace(target=target)
 
+    def cost(self, inputs: Inputs, draws: Draws) -> tf.Tensor:
+        """As `VAE`, with what is lost in reading the targets that are known: nats, (B,)."""
+        return super().cost(inputs, draws) - self.bound(draws)["target_kl"] + self._target_nats(inputs, draws)
+
     def _context(self, condition: tf.Tensor | None = None) -> Context:
         return super()._context(None)  # covariates are for the networks; the prior's condition is the target
 
@@ -146,16 +150,18 @@ class RegressionVAE(VAE):
     def terms(self, inputs: Inputs, draws: Draws) -> Terms:
         """The objective's terms, and −log q(r|x) where r is known, else KL(q(r|x) ‖ p(r)), as ``target_nats``."""
         terms = super().terms(inputs, draws)
-        bound = self.bound(draws)
-        nats = bound["target_kl"]
-        if inputs.target is not None:
-            f, g = self.reading(draws.parameters)
-            r = self.target_coding(inputs.target)
-            surprise = 0.5 * (tf.square((r - f) / g) + math.log(2 * math.pi)) + tf.math.log(g)
-            known = ~tf.math.is_nan(inputs.target[:, 0])
-            nats = tf.where(known, surprise[:, 0], nats)
-        reported = {**terms.per_subject, **bound, "target_nats": nats}
+        nats = self._target_nats(inputs, draws)
+        reported = {**terms.per_subject, **self.bound(draws), "target_nats": nats}
         return terms._replace(loss=terms.loss + nats, per_subject=reported)
+
+    def _target_nats(self, inputs: Inputs, draws: Draws) -> tf.Tensor:
+        nats = self.bound(draws)["target_kl"]
+        if inputs.target is None:
+            return nats
+        f, g = self.reading(draws.parameters)
+        r = self.target_coding(inputs.target)
+        surprise = 0.5 * (tf.square((r - f) / g) + math.log(2 * math.pi)) + tf.math.log(g)
+        return tf.where(~tf.math.is_nan(inputs.target[:, 0]), surprise[:, 0], nats)
 
     def checked(self, x: Any) -> dict[str, NDArray[np.float32]]:
         """As `VAE`, with the target, (n, 1), where it is given."""

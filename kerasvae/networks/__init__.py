@@ -7,11 +7,12 @@ require_tensorflow()
 from kerasvae.networks.conv import conv_decoder, conv_encoder  # noqa: E402
 from kerasvae.networks.dense import dense_decoder, dense_encoder  # noqa: E402
 from kerasvae.networks.ladder import ladder_encoder  # noqa: E402
-from kerasvae.networks.linear import fit_core, linear_start  # noqa: E402
+from kerasvae.networks.linear import core_codes, fit_core, linear_start  # noqa: E402
 
 __all__ = [
     "conv_decoder",
     "conv_encoder",
+    "core_codes",
     "dense_decoder",
     "dense_encoder",
     "fit_core",

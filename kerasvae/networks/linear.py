@@ -30,7 +30,7 @@ from kerasvae.errors import ArgumentError
 from kerasvae.networks.condition import condition_input, inputs_of, with_condition
 from kerasvae.types import Mask
 
-__all__ = ["Core", "fit_core", "linear_start"]
+__all__ = ["Core", "core_codes", "fit_core", "linear_start"]
 
 
 class Core(NamedTuple):
@@ -103,8 +103,27 @@ class Gate(keras.layers.Layer):
         return x * self.gate
 
 
+def core_codes(
+    core: Core,
+    images: NDArray[np.float32],
+    mask: Mask | None = None,
+    condition: NDArray[np.float32] | None = None,
+) -> NDArray[np.float64]:
+    """Posterior means of probabilistic PCA, (n, q), in prior standard deviations; arguments as for `fit_core`."""
+    flat = images.reshape(len(images), -1) if mask is None else images[:, mask]
+    expected = core.mean if condition is None else core.mean + condition @ core.slopes
+    scale = np.sqrt(np.maximum(core.eigenvalues - core.noise_variance, 0.0)) / core.eigenvalues
+    return (flat - expected) @ core.axes.T * scale
+
+
 def linear_start(
-    encoder: keras.Model, decoder: keras.Model, core: Core, mask: Mask | None = None, *, floor: float = 1e-4
+    encoder: keras.Model,
+    decoder: keras.Model,
+    core: Core,
+    mask: Mask | None = None,
+    *,
+    floor: float = 1e-4,
+    reading: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> tuple[keras.Model, keras.Model]:
     """Put probabilistic PCA beside a pair of networks, which then learn what it cannot express.
 
@@ -115,6 +134,8 @@ def linear_start(
         core: From `fit_core`.
         mask: The mask that `core` was fitted in.
         floor: The `NormalPosterior`'s floor, so that its standard deviations come out as probabilistic PCA's.
+        reading: What the encoder gives beside the posterior's parameters, e numbers, at first: weights (q, e) and
+            biases (e,) of a line in the posterior mean; by default zeros.
 
     Returns:
         Encoder and decoder of the same shapes, equal to probabilistic PCA until they are trained.
@@ -135,7 +156,10 @@ def linear_start(
     size = 2 * len(core.axes)
     parameters = Spread(raw.tolist(), name="parameters")([posterior_mean, residual[:, :size]])
     if rest := encoder.output_shape[-1] - size:  # what a model reads beside the posterior begins as linear in its mean
-        read = keras.layers.Dense(rest, kernel_initializer="zeros", name="reading")(posterior_mean)
+        line = keras.layers.Dense(rest, kernel_initializer="zeros", name="reading")
+        read = line(posterior_mean)
+        if reading is not None:
+            line.set_weights(list(reading))
         parameters = keras.layers.Concatenate()([parameters, keras.layers.Add()([read, residual[:, size:]])])
     linear_encoder = keras.Model(inputs_of(image, condition), parameters, name="encoder")
 

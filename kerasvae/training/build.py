@@ -8,15 +8,25 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 import kerasvae.distributions as distributions
 import kerasvae.objectives as objectives
 from kerasvae.covariates import Covariate, Covariates
-from kerasvae.distributions import Likelihood, Posterior, Prior
+from kerasvae.distributions import Likelihood, Posterior, Prior, RegressionPrior, inverse_positive
 from kerasvae.errors import RecipeError, nearest
 from kerasvae.models import VAE, RegressionVAE
 from kerasvae.models.coding import Coding
-from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, fit_core, linear_start
+from kerasvae.models.regression import FLOOR
+from kerasvae.networks import (
+    conv_decoder,
+    conv_encoder,
+    core_codes,
+    dense_decoder,
+    dense_encoder,
+    fit_core,
+    linear_start,
+)
 from kerasvae.objectives import Objective, WithMSSSIM
 from kerasvae.preprocess import Pipeline
 from kerasvae.training.recipe import ModelSection, Recipe
@@ -74,7 +84,12 @@ def build_model(
     if section.start == "linear":
         _check_linear(section)
         core = fit_core(images, section.latent_size, pipeline.mask, condition)
-        encoder, decoder = linear_start(encoder, decoder, core, pipeline.mask)
+        reading = None
+        if target:
+            values = Covariates([target]).matrix({target.name: (table or {})[target.name]})[:, 0]
+            codes = core_codes(core, images, pipeline.mask, condition)
+            reading = _regression_start(prior, codes, core.noise_variance / core.eigenvalues, values, target)
+        encoder, decoder = linear_start(encoder, decoder, core, pipeline.mask, reading=reading)
         likelihood.set_sigma(float(np.sqrt(core.noise_variance)))
     parts: dict[str, Any] = {
         "posterior": posterior,
@@ -125,6 +140,42 @@ def _covariates(
             limits=limits,
         )
     return covariates, target
+
+
+def _regression_start(
+    prior: Prior,
+    codes: NDArray[np.float64],
+    variances: NDArray[np.float64],
+    values: NDArray[np.float32],
+    target: Covariate,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Let a linear start read the target, and its prior know the direction in which codes change with it.
+
+    The reading is ridge regression on the codes, its strength and its error found by leaving one person out.
+
+    Args:
+        prior: A regression prior; its u and σ are set.
+        codes: Posterior means of the training people, (n, q).
+        variances: Their posterior variances, (q,).
+        values: Their targets, (n,), NaN where unknown.
+        target: The target.
+
+    Returns:
+        Weights (q, 2) and biases (2,) for f and the raw g of q(r|x), see `RegressionVAE`.
+    """
+    from sklearn.linear_model import RidgeCV
+
+    known = np.isfinite(values)
+    codes, r = codes[known], (values[known].astype(np.float64) - target.mean) / target.stddev
+    ridge = RidgeCV(np.logspace(-3, 4, 22), store_cv_results=True).fit(codes, r)
+    stddev = float(np.sqrt(ridge.cv_results_.mean(axis=0).min()))
+    if isinstance(prior, RegressionPrior):
+        slope = codes.T @ r
+        u = slope / np.linalg.norm(slope)
+        spread = np.mean(np.square(codes - np.outer(r, u))) + np.mean(variances)
+        prior.set(u, float(np.sqrt(spread)))
+    weights = np.stack([ridge.coef_, np.zeros_like(ridge.coef_)], axis=1)
+    return weights, np.array([ridge.intercept_, inverse_positive(max(stddev, 2 * FLOOR), FLOOR)])
 
 
 def _networks(

@@ -58,12 +58,12 @@ class HeldOutMetrics(keras.callbacks.Callback):
 
         The running scale follows training residuals; epochs compared through it would be compared by its noise.
         """
-        log_likelihood, kl, residual = self.model.residual_terms(self.inputs)
+        log_likelihood, cost, residual = self.model.residual_terms(self.inputs)
         likelihood = self.model.likelihood
         if not likelihood.is_calibrated:
-            return float(np.mean(log_likelihood - kl, dtype=np.float64))
+            return float(np.mean(log_likelihood - cost, dtype=np.float64))
         calibrated = likelihood.calibrated_log_prob(residual, self.images)
-        return calibrated - float(np.mean(kl, dtype=np.float64))
+        return calibrated - float(np.mean(cost, dtype=np.float64))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Measure; the callbacks that follow see the result in the logs."""

@@ -143,3 +143,35 @@ def test_covariates_and_a_target_go_together():
     model.fit({**given, "target": AGE}, epochs=1, verbose=0)
     assert model.encode(given)["target_mean"].shape == (60, 1)
     assert Context().condition is None
+
+
+def test_a_recipe_starts_with_a_reading_of_the_target():
+    """As a ridge regression on PCA's scores, by scikit-learn's own PCA, predicts people whom it never saw."""
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LinearRegression
+
+    from kerasvae.preprocess import Pipeline
+    from kerasvae.training.build import build_model
+    from kerasvae.training.recipe import parse_recipe
+    from kerasvae.types import Grid
+
+    rng = np.random.default_rng(9)
+    age = rng.uniform(20, 80, 80)
+    shape = (4, 5, 3)
+    pattern, other = rng.normal(size=(2, *shape))
+    x = (age[:, None, None, None] - 50) / 17 * pattern + rng.normal(size=(80, 1, 1, 1)) * other
+    x = (x + 0.5 * rng.normal(size=(80, *shape))).astype("f4")
+    section = {"latent_size": 4, "filters": [4], "target": "age"}
+    recipe = parse_recipe({"pipeline": {"intensity": {"kind": "zscore"}}, "model": section}, "here")
+    grid = Grid.of(shape, np.eye(4), "test")
+    model = build_model(recipe, x[:60], Pipeline(grid=grid), {"age": [str(a) for a in age[:60]]}, {"age": "years"})
+    out = model.encode(x[60:])
+    scores = PCA(4).fit(x[:60].reshape(60, -1))
+    line = LinearRegression().fit(scores.transform(x[:60].reshape(60, -1)), age[:60])
+    expected = line.predict(scores.transform(x[60:].reshape(20, -1)))
+    np.testing.assert_allclose(out["target_mean"][:, 0], expected, atol=2.5)
+    error = out["target_mean"][:, 0] - age[60:]
+    assert np.abs(error).mean() < 5
+    assert np.sqrt(np.mean(error**2)) == pytest.approx(out["target_stddev"].mean(), rel=0.5)
+    toward = model.decode(model.prior.direction().numpy()[None])[0] - model.decode(np.zeros((1, 4)))[0]
+    assert np.corrcoef(toward.ravel(), pattern.ravel())[0, 1] > 0.9
