@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kerasvae.data import Cohort, Split
     from kerasvae.data.simulate import simulate
     from kerasvae.distributions import NormalLikelihood, NormalPosterior, StandardNormalPrior
-    from kerasvae.models import VAE, RegressionVAE
+    from kerasvae.models import VAE, MixtureSampler, PriorSampler, RegressionVAE, TwoStageSampler
     from kerasvae.networks import (
         conv_decoder,
         conv_encoder,
@@ -35,6 +35,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "VAE": "kerasvae.models",
     "RegressionVAE": "kerasvae.models",
+    "MixtureSampler": "kerasvae.models",
+    "PriorSampler": "kerasvae.models",
+    "TwoStageSampler": "kerasvae.models",
     "Covariate": "kerasvae.covariates",
     "Covariates": "kerasvae.covariates",
     "Cohort": "kerasvae.data",
@@ -68,14 +71,17 @@ __all__ = [
     "Cohort",
     "Covariate",
     "Covariates",
+    "MixtureSampler",
     "NormalLikelihood",
     "NormalPosterior",
     "Pipeline",
+    "PriorSampler",
     "Recipe",
     "RegressionVAE",
     "Run",
     "Split",
     "StandardNormalPrior",
+    "TwoStageSampler",
     "__version__",
     "conv_decoder",
     "conv_encoder",

@@ -29,8 +29,36 @@ class ArrayMethods(Core):
         ]
         return {name: np.concatenate([batch[name].numpy() for batch in batches]) for name in batches[0]}
 
-    def decode(self, z: Any, batch_size: int = 8, covariates: Any = None) -> NDArray[np.float32]:
-        """The mean image of each code: (n, d) to (n, *data_shape); covariates as everywhere, one row a code."""
+    def draw_codes(self, x: Any, samples: int = 1, seed: int = 0, batch_size: int = 8) -> NDArray[np.float32]:
+        """Draws from each subject's posterior, (samples, n, d): together, of the aggregate posterior.
+
+        Args:
+            x: Images, (n, *data_shape).
+            samples: Draws a subject.
+            seed: Seed of the draws, which depend on `batch_size` too.
+            batch_size: Subjects at a time.
+        """
+        parts = []
+        for index, batch in enumerate(self._batches(x, batch_size)):
+            given = self.inputs_of(batch)
+            parameters = self.parameters(self._encoded(given.image, given.condition))
+            parts.append(self.posterior.draw(parameters, samples, tf.constant([seed, index], tf.int32))[0].numpy())
+        return np.concatenate(parts, axis=1)
+
+    def decode(
+        self, z: Any, batch_size: int = 8, covariates: Any = None, noise_seed: int | None = None
+    ) -> NDArray[np.float32]:
+        """The image of each code.
+
+        Args:
+            z: Codes, (n, d).
+            batch_size: Codes at a time.
+            covariates: As everywhere, one row a code.
+            noise_seed: Seed of the likelihood's noise, which depends on `batch_size` too; None gives mean images.
+
+        Returns:
+            Images, (n, *data_shape).
+        """
         z = np.asarray(z, dtype=np.float32)
         if z.ndim != 2 or z.shape[1] != self.latent_size or not len(z):
             raise ArgumentError("z", rule=f"have shape (n, {self.latent_size})", got=z.shape, fix="Give codes as rows")
@@ -39,7 +67,12 @@ class ArrayMethods(Core):
         for start in range(0, len(z), batch_size):
             part = slice(start, start + batch_size)
             given = () if rows is None else (tf.constant(rows[part]),)
-            images.append(self.decode_tensors(tf.constant(z[part]), *given).numpy())
+            if noise_seed is None:
+                images.append(self.decode_tensors(tf.constant(z[part]), *given).numpy())
+            else:
+                decoded = self._decoded(tf.constant(z[part]), self._condition(*given or (None,)))
+                key = tf.random.experimental.stateless_fold_in(tf.constant([noise_seed, 1], tf.int32), start)
+                images.append(self.likelihood.draw(decoded, key).numpy())
         return np.concatenate(images)
 
     def reconstruct(self, x: Any, batch_size: int = 8) -> NDArray[np.float32]:
@@ -47,20 +80,29 @@ class ArrayMethods(Core):
         return np.concatenate([self(batch).numpy() for batch in self._batches(x, batch_size)])
 
     def sample(self, count: int, seed: int = 0, covariates: Any = None) -> NDArray[np.float32]:
-        """Mean images of `count` codes drawn from the prior, (count, *data_shape).
+        """Mean images of `count` codes drawn from the prior, (count, *data_shape); see `sample_codes`."""
+        rows = self.rows_for(count, covariates)
+        return self.decode(self.sample_codes(count, seed, rows), covariates=rows)
+
+    def sample_codes(self, count: int, seed: int = 0, covariates: Any = None) -> NDArray[np.float32]:
+        """Codes drawn from the prior, (count, d).
 
         Args:
             count: How many.
             seed: Seed of the draws.
             covariates: Of the people to be made, one row each, or one row for all; only for a model that takes them.
         """
-        rows = self._numbers_of(covariates, None)
-        if rows is not None:
-            rows = np.ascontiguousarray(np.broadcast_to(rows, (count, rows.shape[1]))) if len(rows) == 1 else rows
-            rows = self._numbers_of(rows, count)
+        rows = self.rows_for(count, covariates)
         context = self._context(None if rows is None else self._condition(tf.constant(rows)))
-        z = self.prior.sample(count, self.latent_size, tf.constant([seed, 0], tf.int32), context)
-        return self.decode(z.numpy(), covariates=rows)
+        return self.prior.sample(count, self.latent_size, tf.constant([seed, 0], tf.int32), context).numpy()
+
+    def rows_for(self, count: int, covariates: Any) -> NDArray[np.float32] | None:
+        """Covariates of `count` people, (count, k), from as many rows or one for all; None where none are taken."""
+        rows = self._numbers_of(covariates, None)
+        if rows is None:
+            return None
+        rows = np.ascontiguousarray(np.broadcast_to(rows, (count, rows.shape[1]))) if len(rows) == 1 else rows
+        return self._numbers_of(rows, count)
 
     def elbo(self, x: Any, batch_size: int = 8, samples: int = 1, seed: int = 0) -> dict[str, NDArray[np.float32]]:
         """Named ELBO terms of each subject in nats, whatever the objective.

@@ -65,8 +65,10 @@ class VAE(ArrayMethods):
         if not self.optimizer.built:  # so that a file saved before the first step holds the whole optimiser
             self.optimizer.build(self.main_variables)
 
-    def get_compile_config(self) -> dict[str, Any]:
-        """What `compile` was given."""
+    def get_compile_config(self) -> dict[str, Any] | None:
+        """What `compile` was given; None before."""
+        if not self.compiled:
+            return None
         return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:

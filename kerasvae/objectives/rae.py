@@ -40,8 +40,8 @@ class RAE(Objective):
     """−log p(x|z) + β·½‖z‖², in nats per subject.
 
     The second term only keeps the codes from growing while the decoder's weights shrink. New images need a density
-    fitted to the codes after training (the paper's ex-post density estimation): draws of the prior are not where the
-    codes are.
+    fitted to the codes after training (the paper's ex-post density estimation; `kerasvae.MixtureSampler`): draws of the
+    prior are not where the codes are.
 
     Args:
         beta: Weight of ½‖z‖², ≥ 0; 1 is −log p(z) of a standard normal prior but for its constant. It may be

@@ -110,3 +110,17 @@ def test_gates_learn_and_the_core_does_not():
     model.fit(images, epochs=3, batch_size=8, verbose=0)
     np.testing.assert_array_equal(decoder.get_layer("linear_decoder").get_weights()[0], before)
     assert abs(decoder.get_layer("decoder_gate").get_weights()[0]).max() > 0
+
+
+def test_dense_networks_begin_as_their_seed_says_whatever_the_global_one():
+    def weights(seed, everyone):
+        keras.utils.set_random_seed(everyone)
+        networks = dense_encoder((4,), 6, (5, 5), seed=seed), dense_decoder((4,), 3, (5, 5), seed=seed)
+        return [kernel for network in networks for kernel in network.get_weights() if kernel.ndim == 2]
+
+    for same, other, unseeded in zip(weights(3, 0), weights(3, 1), weights(None, 0), strict=True):
+        np.testing.assert_array_equal(same, other)
+        assert not np.array_equal(same, unseeded)
+        assert 0.1 < same.std() < 1
+    encoder = weights(3, 0)
+    assert not np.array_equal(encoder[1], weights(4, 0)[1])

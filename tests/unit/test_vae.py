@@ -178,3 +178,11 @@ def test_misfits_are_refused_with_the_numbers():
         small().reconstruct(np.zeros(SHAPE))
     with pytest.raises(ArgumentError, match="beta"):
         small(objective=ELBO(beta=-1))
+
+
+def test_a_model_that_was_not_compiled_can_be_saved(tmp_path):
+    model, x = small(), images()
+    model.save(tmp_path / "m.keras")
+    again = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(again.reconstruct(x), model.reconstruct(x))
+    assert not again.compiled
