@@ -289,6 +289,11 @@ def _say_metrics(metrics: dict[str, Any]) -> None:
         f"({metrics['identification_pca']:.2f}; chance {chance:.2f})"
     )
     out.print(f"  active units                       {metrics['active_units']} of {metrics['latent_size']}")
+    if "target_error" in metrics:
+        out.print(
+            f"  mean absolute error of the target  {metrics['target_error']:.2f}   "
+            f"(always saying the mean: {metrics['target_error_of_mean']:.2f})"
+        )
     out.print(
         f"  ELBO                               {metrics['elbo_nats']:.0f} nats "
         f"({metrics['elbo_nats_per_voxel']:.3f} a voxel), KL {metrics['kl_nats']:.0f}"

@@ -1,8 +1,9 @@
 """What is known about a person beside the image, as part of a model's contract. No TensorFlow.
 
 A model with covariates takes one number for each, in its own unit: years, or the place of a category in its list of
-levels. `Covariates` turns tables into these numbers and refuses what the model was not trained for; the model itself
-standardises them, in its graph, so that nobody who calls it can get that wrong.
+levels. `Covariates` turns tables into these numbers and refuses what the model was not made for. The model itself
+standardises them, in its graph, where a level that does not exist, or a missing value that must not be missing, makes
+every output NaN.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from kerasvae.errors import ArgumentError, nearest
 
 __all__ = ["MISSING", "Covariate", "Covariates"]
 
-MISSING = frozenset({"", "n/a", "na", "nan", "none"})
-"""Cells of a table, in lower case, that mean "not known" (BIDS writes n/a)."""
+MISSING = frozenset({"", "n/a", "na", "nan", "none", "<na>", "nat"})
+"""Cells of a table, in lower case, that mean "not known" (BIDS writes n/a, pandas <NA> and NaT)."""
+FEWEST = 5
+"""Scans of a level that there must be to learn from: of fewer, a model gives away what they look like."""
 
 
 class Covariate(BaseModel):
@@ -32,8 +35,8 @@ class Covariate(BaseModel):
         unit: Of a continuous one, e.g. ``"years"``.
         mean: Mean of a continuous one over the training scans, in its unit; it is subtracted in the model.
         stddev: Its standard deviation, positive; the model divides by it.
-        low: Smallest value that the model takes: its cohort's smallest, rounded down so that it is nobody's.
-        high: Largest value, rounded up.
+        low: Smallest value that the model takes: below its cohort's smallest by a part of a round step.
+        high: Largest value, likewise.
         levels: Of a categorical one.
         shares: Share of the training scans that have each level; the model subtracts it from the level's 0 or 1.
         missing: ``"refuse"``, or ``"mean"``: a missing value counts as the training scans' mean.
@@ -85,10 +88,10 @@ class Covariate(BaseModel):
         return self.mean if self.kind == "continuous" else float(np.argmax(self.shares))
 
     def number(self, cell: Any) -> float:
-        """The number for one cell of a table; NaN where it is missing.
+        """The number for one cell of a table, before `check`; NaN where it is missing.
 
         Raises:
-            ArgumentError: If the cell is missing and must not be, or is outside the rule.
+            ArgumentError: If the cell is no level, or no number.
         """
         text = _text(cell)
         if text.casefold() in MISSING:
@@ -110,7 +113,6 @@ class Covariate(BaseModel):
                 raise ArgumentError(
                     f"The covariate {self.name!r}", rule=self.rule, got=repr(text), fix="Give it as a number"
                 ) from None
-        self.check(np.array([value]))
         return value
 
     def check(self, values: NDArray[np.float64]) -> None:
@@ -131,7 +133,9 @@ class Covariate(BaseModel):
             bad = ~missing & ~np.isin(values, np.arange(len(self.levels)))
             rule = f"be a whole number from 0 to {len(self.levels) - 1}, the place among {', '.join(self.levels)}"
         else:
-            low, high = (-math.inf if self.low is None else self.low), (math.inf if self.high is None else self.high)
+            low = np.float32(-np.inf if self.low is None else self.low)  # as the model takes them
+            high = np.float32(np.inf if self.high is None else self.high)
+            values = values.astype(np.float32)
             bad, rule = ~missing & ~((values >= low) & (values <= high) & np.isfinite(values)), self.rule
         if bad.any():
             row = int(np.argmax(bad))
@@ -149,8 +153,8 @@ class Covariates(Sequence[Covariate]):
     Args:
         entries: One or more, of different names.
 
-    >>> ages = Covariates.fit({"age": [20, 40, 60], "sex": ["F", "M", "F"]}, units={"age": "years"})
-    >>> ages.matrix({"age": ["35"], "sex": ["M"]})
+    >>> known = Covariates.fit({"age": range(20, 80), "sex": ["F", "M"] * 30}, units={"age": "years"})
+    >>> known.matrix({"age": ["35"], "sex": ["M"]})
     array([[35.,  1.]], dtype=float32)
     """
 
@@ -193,7 +197,7 @@ class Covariates(Sequence[Covariate]):
         """Covariates of training scans.
 
         Args:
-            columns: Name to one cell a scan. A column of numbers is continuous, any other categorical.
+            columns: Name to one cell a scan, or a data frame. A column of numbers is continuous, any other categorical.
             categorical: Columns whose numbers are codes of categories.
             units: Of continuous ones.
             missing: What is done where a value is missing, here and later.
@@ -201,9 +205,17 @@ class Covariates(Sequence[Covariate]):
                 largest values come; by default the columns.
 
         Raises:
-            ArgumentError: If a column does not vary, or has a missing value that it must not have.
+            ArgumentError: If a column does not vary, has a missing value that it must not have, or a few cells that are
+                no numbers; if a level has fewer than five scans, or scans in `limits` only.
         """
-        everyone = limits or {}
+        columns, everyone = _table(columns), _table(limits or {})
+        if absent := [name for name in categorical if name not in columns]:
+            raise ArgumentError(
+                "categorical",
+                rule=f"name covariates: {', '.join(columns)}",
+                got=", ".join(absent),
+                fix="Correct the name",
+            )
         return cls(
             [
                 _fit(name, cells, name in categorical, units or {}, missing, everyone.get(name, ()))
@@ -217,12 +229,14 @@ class Covariates(Sequence[Covariate]):
         """The model's input: a number for each covariate of each scan, (n, k) float32, NaN where missing.
 
         Args:
-            values: A table, column name to cells (other columns are not looked at), or numbers of shape (n, k).
+            values: A table, column name to cells, or a data frame, whose other columns are not looked at; or numbers of
+                shape (n, k).
             rows: The number n that is wanted.
 
         Raises:
             ArgumentError: If a column is missing, a value is outside its rule, or n is another.
         """
+        values = _table(values)
         if isinstance(values, Mapping):
             absent = [name for name in self.names if name not in values]
             if absent:
@@ -244,7 +258,12 @@ class Covariates(Sequence[Covariate]):
             numbers = [[entry.number(cell) for cell in column] for entry, column in zip(self, cells, strict=True)]
             array = np.array(numbers, dtype=np.float64).T
         else:
-            array = np.asarray(values, dtype=np.float64)
+            try:
+                array = np.asarray(values, dtype=np.float64)
+            except (TypeError, ValueError):
+                raise ArgumentError(
+                    "covariates", rule="be a table or numbers", got=repr(values)[:60], fix="Name the columns"
+                ) from None
         if array.ndim != 2 or array.shape[1] != len(self) or (rows is not None and len(array) != rows):
             raise ArgumentError(
                 "covariates",
@@ -293,30 +312,55 @@ def _fit(
             fix='Leave these scans out, or let a missing value count as the mean (missing = "mean")',
         )
     if len(set(known)) < 2:
-        raise ArgumentError(
-            f"The covariate {name!r}",
-            rule="vary between the training scans",
-            got=f"only {known[0]!r}" if known else "no value",
-            fix="Leave it out",
-        )
-    numbers = None if categories else _numbers(known)
+        raise _constant(name, known)
+    numbers = None if categories else _numbers(name, known)
     if numbers is None:
-        levels = sorted(set(known))
-        shares = tuple(known.count(level) / len(known) for level in levels)
-        return Covariate(name=name, kind="categorical", levels=tuple(levels), shares=shares, missing=missing)
-    step = 10.0 ** math.floor(math.log10(np.ptp(numbers)))
-    others = _numbers(_known(everyone))
-    reach = numbers if others is None else np.concatenate([numbers, others])
+        return _categorical(name, known, _known(everyone), missing)
+    if not np.ptp(numbers):
+        raise _constant(name, known)
+    others = np.array(_known(everyone), dtype=np.float64)
+    reach = np.concatenate([numbers, others])
+    step = 10.0 ** math.floor(math.log10(np.ptp(reach)))
     return Covariate(
         name=name,
         kind="continuous",
         unit=units.get(name, ""),
-        mean=float(numbers.mean()),
-        stddev=float(numbers.std()),
-        low=float(np.floor(reach.min() / step) * step),
-        high=float(np.ceil(reach.max() / step) * step),
+        mean=float(f"{numbers.mean():.4g}"),
+        stddev=float(f"{numbers.std():.4g}"),
+        low=float(np.floor(reach.min() / step - 0.25) * step),
+        high=float(np.ceil(reach.max() / step + 0.25) * step),
         missing=missing,
     )
+
+
+def _categorical(
+    name: str, known: Sequence[str], everyone: Sequence[str], missing: Literal["refuse", "mean"]
+) -> Covariate:
+    levels = sorted(set(known))
+    for level in sorted({*levels, *everyone}):
+        if known.count(level) < FEWEST:
+            raise ArgumentError(
+                f"The covariate {name!r}",
+                rule=f"have {FEWEST} or more training scans of every level",
+                got=f"{known.count(level)} of {level!r}",
+                fix="Join levels, leave these scans out, or balance the roles by it (split.stratify)",
+            )
+    shares = tuple(round(known.count(level) / len(known), 2) for level in levels)
+    return Covariate(name=name, kind="categorical", levels=tuple(levels), shares=shares, missing=missing)
+
+
+def _constant(name: str, known: Sequence[str]) -> ArgumentError:
+    return ArgumentError(
+        f"The covariate {name!r}",
+        rule="vary between the training scans",
+        got=f"only {known[0]!r}" if known else "no value",
+        fix="Leave it out",
+    )
+
+
+def _table(values: Any) -> Any:
+    """A mapping from column to cells, where the values are a data frame; else the values."""
+    return {str(name): list(values[name]) for name in values.columns} if hasattr(values, "columns") else values
 
 
 def _text(cell: Any) -> str:
@@ -327,9 +371,29 @@ def _known(cells: Sequence[Any]) -> list[str]:
     return [text for text in map(_text, cells) if text.casefold() not in MISSING]
 
 
-def _numbers(texts: Sequence[str]) -> NDArray[np.float64] | None:
+def _numbers(name: str, texts: Sequence[str]) -> NDArray[np.float64] | None:
+    """The cells as numbers; None where most are none.
+
+    Raises:
+        ArgumentError: If most cells are numbers and some are not: a slip, not a category.
+    """
+    values = np.array([_number(text) for text in texts])
+    finite = np.isfinite(values)
+    if finite.all():
+        return values
+    if finite.mean() > 0.5:
+        bad = texts[int(np.argmin(finite))]
+        raise ArgumentError(
+            f"The covariate {name!r}",
+            rule="be numbers throughout, or categories",
+            got=f"{bad!r} among numbers",
+            fix="Correct the cell, or name the column as categorical",
+        )
+    return None
+
+
+def _number(text: str) -> float:
     try:
-        values = np.array([float(text) for text in texts])
+        return float(text)
     except ValueError:
-        return None
-    return values if np.isfinite(values).all() else None
+        return math.nan

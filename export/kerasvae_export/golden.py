@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasvae.covariates import Covariates
 from kerasvae.errors import BundleError
 from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline, RangeIntensity, Scaling, resample
@@ -66,18 +67,42 @@ def _own_grid(pipeline: Pipeline) -> Grid:
 
 
 def made_up(model: VAE, golden: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What a bundle shows of nobody: the golden image, the draw it was made from, and what the decoder makes of z = 0.
+    """What a bundle shows of nobody.
+
+    The golden image, the draw it was made from, and what the decoder makes of z = 0: for the average person, and for
+    each level and limit of each covariate. Of a model with a codebook also each of its vectors, at every position.
 
     Args:
         model: The model.
         golden: The golden image, (1, *data_shape).
 
     Returns:
-        (3, *data_shape).
+        (m, *data_shape).
     """
-    typical = _typical(model)
-    middle = model.decode(np.zeros((1, model.latent_size), np.float32), **typical)
-    return np.concatenate([golden, model.sample(1, seed=SEED, **typical), middle])
+    codes = [np.zeros((1, model.latent_size), np.float32)]
+    if hasattr(model.posterior, "codebook"):
+        codes.append(np.tile(np.asarray(model.posterior.codebook), (1, model.posterior.positions)))
+    given = _typical(model)
+    images = [golden, model.sample(1, seed=SEED, **given)]
+    for z in codes:
+        rows = None if model.covariates is None else np.repeat(model.covariates.typical(), len(z), axis=0)
+        images.append(model.decode(z, covariates=rows))
+    if model.covariates is not None:
+        rows = _extremes(model.covariates)
+        images.append(model.decode(np.zeros((len(rows), model.latent_size), np.float32), covariates=rows))
+    return np.concatenate(images)
+
+
+def _extremes(covariates: Covariates) -> NDArray[np.float32]:
+    """The average person, moved to each level and each limit of each covariate in turn, (m, k)."""
+    rows = []
+    for column, entry in enumerate(covariates):
+        values = range(len(entry.levels)) if entry.kind == "categorical" else (entry.low, entry.high)
+        for value in (float(each) for each in values if each is not None):
+            row = covariates.typical()
+            row[0, column] = value
+            rows.append(row)
+    return np.concatenate(rows) if rows else covariates.typical()
 
 
 def distance_from_training(made: NDArray, images: NDArray) -> float:

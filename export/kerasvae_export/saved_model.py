@@ -7,28 +7,26 @@ from pathlib import Path
 import tensorflow as tf
 
 from kerasvae.errors import StorageError
-from kerasvae.models import VAE
 from kerasvae_export.graphs import Graph
 
 __all__ = ["write_saved_model"]
 
 
-def write_saved_model(model: VAE, made: dict[str, Graph], folder: Path) -> None:
+def write_saved_model(made: dict[str, Graph], folder: Path) -> None:
     """Write the signatures ``encode`` (also as ``serving_default``), ``decode`` and ``reconstruct``.
 
     Args:
-        model: What its functions use is stored, the optimiser's state is not.
-        made: From `kerasvae_export.graphs.graphs`.
+        made: From `kerasvae_export.graphs.graphs`. The variables that they use are stored, no others.
         folder: A new folder; TF Serving wants its name to be the version, an integer.
 
     Raises:
         StorageError: If it cannot be written.
     """
     module = tf.Module()
-    parts = (model.encoder, model.decoder, model.posterior, model.likelihood)
-    module.weights = [variable.value for part in parts for variable in part.variables]
     module.functions = {name: graph.function for name, graph in made.items()}
     signatures = {name: graph.function.get_concrete_function() for name, graph in made.items()}
+    used = {variable.ref(): variable for signature in signatures.values() for variable in signature.variables}
+    module.weights = list(used.values())
     try:
         tf.saved_model.save(module, str(folder), signatures={**signatures, "serving_default": signatures["encode"]})
     except tf.errors.OpError as error:  # TensorFlow's own form of a full disk

@@ -137,11 +137,14 @@ def _encoder_inputs(bundle: Bundle) -> dict[str, NDArray]:
 
 
 def _batches(bundle: Bundle) -> tuple[bool, str]:
-    """Three different images at once give what each gives alone."""
+    """Three different images, of different people, at once give what each gives alone."""
     session, one = open_onnx(bundle.encoder), _encoder_inputs(bundle)
     three = {name: np.concatenate([value] * 3) for name, value in one.items()}
     image = one["image"]
     three["image"] = np.concatenate([image, image * np.float32(0.5), image[:, ::-1]])
+    for column, entry in enumerate(bundle.manifest.covariates):
+        values = (0, 1) if entry.kind == "categorical" else (entry.low, entry.high)
+        three["covariates"][1:, column] = [three["covariates"][0, column] if v is None else v for v in values]
     together = run_onnx(session, **three)
     alone = [run_onnx(session, **{name: value[i : i + 1] for name, value in three.items()}) for i in range(3)]
     return _within({k: largest_difference(v, np.concatenate([one[k] for one in alone])) for k, v in together.items()})

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasvae.bundle import DECODER, ENCODER, GOLDEN, MANIFEST, Manifest, Reference, Tensor, write_manifest
+from kerasvae.covariates import FEWEST
 from kerasvae.errors import ArgumentError, BundleError
 from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline
@@ -31,8 +32,6 @@ __all__ = ["export", "export_run"]
 
 PACKAGES = ("kerasvae", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "scipy", "nibabel")
 MOST_SCORES = 1000
-FEWEST = 5
-"""A level of a covariate with fewer scans is published as `other` only."""
 """Scores of this many people at most are kept in the manifest, evenly spaced in rank."""
 
 
@@ -82,7 +81,7 @@ def export(
     with atomic_path(final, seal=MANIFEST) as folder:
         folder.mkdir()
         np.savez_compressed(folder / GOLDEN, **arrays)
-        write_saved_model(model, functions, folder / "saved_model" / str(version))
+        write_saved_model(functions, folder / "saved_model" / str(version))
         metadata = _metadata(name, version, pipeline, digest)
         write_onnx(functions["encode"], folder / ENCODER, metadata)
         write_onnx(functions["decode"], folder / DECODER, metadata)
@@ -155,11 +154,13 @@ def export_run(
 def weights_digest(model: VAE) -> str:
     """SHA-256 over shapes and values of the variables of encoder, decoder, posterior and likelihood, in this order.
 
-    Of a model with covariates their configuration, which holds the numbers they are standardised by, comes first.
+    Of a model with covariates or a target their configuration, which holds the numbers they are standardised by, comes
+    first.
     """
     digest = hashlib.sha256()
-    if model.covariates is not None:
-        digest.update(json.dumps(model.covariates.to_config(), sort_keys=True).encode())
+    config = model.get_config()
+    if known := {name: config[name] for name in ("covariates", "target") if config.get(name)}:
+        digest.update(json.dumps(known, sort_keys=True).encode())
     for part in (model.encoder, model.decoder, model.posterior, model.likelihood):
         for variable in part.variables:
             values = np.ascontiguousarray(variable.numpy())

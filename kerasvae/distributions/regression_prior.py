@@ -38,6 +38,7 @@ class RegressionPrior(Prior):
     """
 
     kind = "regression"
+    condition_size = 1
 
     def __init__(self, latent_size: int, floor: float = 1e-3, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -39,7 +39,7 @@ class RelaxedCategoricalPosterior(CodebookPosterior):
         latent_size: Number of latent dimensions d, a multiple of `positions`.
         positions: Number of codes P of a person.
         codebook_size: Number of vectors K, 2 or more.
-        temperature: τ > 0 at the start. It may be scheduled, and must stay positive.
+        temperature: τ > 0 at the start. It may be scheduled; below 0.001 it acts as 0.001.
         seed: Of the codebook at the start, which is N(0, I).
 
     Raises:
@@ -98,7 +98,9 @@ class RelaxedCategoricalPosterior(CodebookPosterior):
     def draw(self, parameters: tf.Tensor, samples: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Relaxed draws, (S, B, d), and the log-probability of the codes that they relax, (S, B)."""
         log_probabilities = self.log_probabilities(parameters)
-        relaxed = tfd.RelaxedOneHotCategorical(tf.convert_to_tensor(self.temperature), logits=log_probabilities)
+        relaxed = tfd.RelaxedOneHotCategorical(
+            tf.maximum(tf.convert_to_tensor(self.temperature), 1e-3), logits=log_probabilities
+        )
         weights = relaxed.sample(samples, seed=seed)
         z = tf.reshape(self._mixed(weights), (samples, -1, self.latent_size))
         return z, self._log_probability(log_probabilities, tf.argmax(weights, axis=-1))

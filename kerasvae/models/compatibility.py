@@ -102,6 +102,14 @@ def check_combination(
             got="a model that takes none",
             fix="Give the model covariates, or take another prior",
         )
+    memory = int(getattr(objective, "memory", False))
+    if prior.kind in CONDITIONAL_PRIORS and memory:
+        raise ModelError(
+            f"The memory of the objective {objective.kind!r}",
+            rule=f"be 0 with the prior {prior.kind!r}: remembered codes belong to other covariates",
+            got=memory,
+            fix="Take larger batches instead",
+        )
     if prior.kind == "vamp" and conditional:
         raise ModelError(
             "The prior 'vamp'",

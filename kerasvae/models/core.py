@@ -62,7 +62,8 @@ class Core(keras.Model):
         covariates: Covariates | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        # what comes in is in its own unit, and float16 would not hold it; the networks cast for themselves
+        super().__init__(autocast=False, **kwargs)
         self.covariates = covariates
         self.coding = None if covariates is None else Coding(covariates)
         self.encoder = encoder

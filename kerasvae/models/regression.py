@@ -32,6 +32,10 @@ from kerasvae.objectives import Draws, Terms
 
 __all__ = ["RegressionVAE"]
 
+SAMPLED_POSTERIORS = ("iaf", "real_nvp")
+SAMPLED_OBJECTIVES = ("monte_carlo_elbo", "sticking_the_landing", "iwae", "dreg", "miwae")
+"""Parts that know the KL as a difference of log-densities of draws."""
+
 FLOOR = 1e-3
 """The smallest g, in standard deviations of the target."""
 
@@ -54,7 +58,8 @@ class RegressionVAE(VAE):
         kwargs: As for `VAE`.
 
     Raises:
-        ModelError: If the target is categorical, the prior another, or what `VAE` refuses.
+        ModelError: If the target is categorical, the prior another, posterior or objective know the KL from draws alone
+            (so that the expectation over r would be lost), or what `VAE` refuses.
     """
 
     extras = ("target_nats",)
@@ -81,7 +86,14 @@ class RegressionVAE(VAE):
                 "The prior", rule="be a RegressionPrior", got=type(prior).__name__, fix="Leave it out, or use VAE"
             )
         super().__init__(encoder, decoder, latent_size=size, prior=prior, **kwargs)
-        self.target_coding = Coding(Covariates([target]))
+        self.target_coding = Coding(Covariates([target.model_copy(update={"missing": "mean"})]))
+        if self.posterior.kind in SAMPLED_POSTERIORS or self.objective.kind in SAMPLED_OBJECTIVES:
+            raise ModelError(
+                "The posterior and the objective of a RegressionVAE",
+                rule="have and use a closed KL, which holds the expectation over the target",
+                got=f"{self.posterior.kind!r} and {self.objective.kind!r}",
+                fix="Take 'normal' and 'elbo'",
+            )
 
     @property
     def encoder_width(self) -> int:

@@ -37,6 +37,8 @@ def check_shapes(model: VAE) -> None:
     for part in (model.posterior, model.prior, model.likelihood):
         for size in ("latent_size", "data_shape", "condition_size"):
             theirs, own = getattr(part, size, None), getattr(model, size)
+            if size == "condition_size" and model.gives_condition:
+                continue
             if theirs is not None and theirs != own:
                 raise ModelError(
                     f"The {size} of {type(part).__name__}",

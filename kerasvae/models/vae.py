@@ -90,7 +90,20 @@ class VAE(ArrayMethods):
             x = self.likely(x)
             self.people.assign(len(x["image"]))
             x["row"] = np.arange(len(x["image"]))
+        held_out = kwargs.get("validation_data")
+        if isinstance(held_out, np.ndarray | Mapping):
+            kwargs["validation_data"] = (self.likely(held_out), None)
+        elif isinstance(held_out, tuple) and isinstance(held_out[0], np.ndarray | Mapping):
+            kwargs["validation_data"] = (self.likely(held_out[0]), None)
         return super().fit(x, None, *args, callbacks=[*(callbacks or []), NonFiniteGuard()], **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """As in Keras; `x` as for `fit`, `y` is not used."""
+        return super().evaluate(self.likely(x) if isinstance(x, np.ndarray | Mapping) else x, None, **kwargs)
+
+    def predict(self, x: Any, **kwargs: Any) -> Any:
+        """As in Keras: reconstructions; `x` as for `fit`."""
+        return super().predict(self.checked(x) if isinstance(x, np.ndarray | Mapping) else x, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of the optimiser, one of the likelihood's scale, and one of the critic where there is one."""

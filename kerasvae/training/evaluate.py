@@ -93,7 +93,8 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
         "kl_per_dimension": per_dimension.mean(axis=0, dtype=np.float64).tolist(),
         "elbo_nats": float(terms["elbo"].mean(dtype=np.float64)),
         "elbo_nats_per_voxel": float(terms["elbo"].mean(dtype=np.float64)) / n_voxels,
-        "beta": recipe.training.beta,
+        "beta": _beta(model),
+        **_target_figures(model, codes, inputs),
         **{name: float(value) for part in numbered for name, value in part.numbers().items()},
         **{f"n_{name}": count for name, count in run.split.counts().items()},
         "n_voxels": n_voxels,
@@ -132,6 +133,29 @@ def _peer(model: VAE, fit: NDArray, x: NDArray, fitted: list[Scan], scans: list[
     slopes = np.linalg.pinv(design(fitted)) @ fit
     expected = design(scans) @ slopes
     return expected + pca_reconstruct(fit - design(fitted) @ slopes, x - expected, model.latent_size)
+
+
+def _beta(model: VAE) -> float | None:
+    """The weight of the KL at the end of training; None where the objective has none of that name."""
+    if "beta" in model.scheduled:
+        return float(model.scheduled["beta"])
+    return model.objective.constants.get("beta")
+
+
+def _target_figures(
+    model: VAE, codes: dict[str, NDArray[np.float32]], inputs: dict[str, NDArray[np.float32]]
+) -> dict[str, float]:
+    """How well a RegressionVAE reads its target, in its unit, beside always saying the training people's mean."""
+    if "target_mean" not in codes:
+        return {}
+    known = np.isfinite(inputs["target"][:, 0])
+    r, read = inputs["target"][known, 0], codes["target_mean"][known, 0]
+    if not len(r):
+        return {}
+    return {
+        "target_error": float(np.abs(read - r).mean(dtype=np.float64)),
+        "target_error_of_mean": float(np.abs(r - model.target.mean).mean(dtype=np.float64)),
+    }
 
 
 def _information(model: VAE, codes: dict[str, NDArray[np.float32]]) -> float | None:

@@ -56,7 +56,7 @@ class Case:
     def inputs(self, people: int = 12, seed: int = 0) -> dict[str, np.ndarray]:
         """What the model takes, by name."""
         rng = np.random.default_rng([seed, 8])
-        age = rng.uniform(20, 80, people)
+        age = rng.uniform(7e4, 29e4, people)
         site = rng.integers(0, 3, people)
         age[0], site[:3] = np.nan, (0, 1, 2)
         given = {"covariates": np.stack([age, site], 1).astype("f4"), "target": age[:, None].astype("f4")}
@@ -180,7 +180,8 @@ def similar(images: np.ndarray) -> VAE:
 
 COVARIATES = Covariates(
     [
-        Covariate(name="age", kind="continuous", unit="years", mean=50, stddev=17, low=20, high=80, missing="mean"),
+        # in days: float16 would not hold them
+        Covariate(name="age", kind="continuous", unit="days", mean=18e4, stddev=6e4, low=0, high=3e5, missing="mean"),
         Covariate(name="site", kind="categorical", levels=("a", "b", "c"), shares=(0.5, 0.25, 0.25)),
     ]
 )

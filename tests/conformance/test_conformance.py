@@ -90,3 +90,7 @@ def test_terms_stay_float32_under_mixed_precision(case, policy):
     assert {value.dtype for value in terms.values()} == {np.dtype(np.float32)}
     assert model.reconstruct(case.inputs()).dtype == np.float32
     np.testing.assert_allclose(terms["elbo"], terms["log_likelihood"] - terms["kl"], rtol=1e-5)
+    x = case.inputs()
+    given = {"covariates": x["covariates"]} if "covariates" in x else {}
+    again = model.decode(np.asarray(model.posterior.center(model.encode(x))), **given)
+    np.testing.assert_allclose(model.reconstruct(x), again, atol=1e-2 * np.abs(again).max())

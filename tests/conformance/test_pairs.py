@@ -65,7 +65,7 @@ MAKERS = {
         "miwae": lambda: o.MIWAE(samples=2, groups=2),
         "capacity": o.Capacity,
         "free_bits": o.FreeBits,
-        "info_vae": lambda: o.InfoVAE(alpha=0.5, lambda_=2.0, memory=4),
+        "info_vae": lambda: o.InfoVAE(alpha=0.5, lambda_=2.0),
         "wae_mmd": o.WAEMMD,
         "beta_tcvae": o.BetaTCVAE,
         "factor_vae": lambda: o.FactorVAE(units=(4,)),
@@ -147,7 +147,7 @@ def test_a_pair_trains(combination):
     for name, values in history.items():
         assert np.isfinite(values).all(), name
     moved = sum(not np.array_equal(a, b) for a, b in zip(before, model.main_variables, strict=True))
-    assert moved >= len(before) // 2
+    assert moved == len(before)
     assert model.reconstruct(x).shape == (PEOPLE, VOXELS)
     again = VAE.from_config(json.loads(json.dumps(model.get_config())))
     assert json.dumps(again.get_config()) == json.dumps(model.get_config())

@@ -78,9 +78,26 @@ def test_reported_explained_variance_is_that_of_the_saved_model(blob_cohort, blo
     assert run.metrics["explained_variance"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("steps", [1, 8])
-def test_interrupted_and_resumed_is_bit_equal(blob_cohort, blob_recipe, tmp_path, steps):
-    recipe = load_recipe(blob_recipe, ["training.warm_up=0.5"])
+RANDOM = ["model.start=random", "training.epochs=3"]
+STATEFUL = {
+    "warm-up": ["training.warm_up=0.5"],
+    "covariates and target": ["model.condition=['sex']", "model.target=age", "training.epochs=3"],
+    "codebook": [
+        *RANDOM, "model.posterior=vector_quantised", "model.posterior_options={positions=3, codebook_size=4}",
+        "model.prior=uniform_codes", "objective.kind=commitment",
+    ],
+    "temperature": [
+        *RANDOM, "model.posterior=relaxed_categorical", "model.posterior_options={positions=3, codebook_size=4}",
+        "model.prior=uniform_codes", "objective.schedules.temperature={kind='linear', start=1.0, stop=0.5}",
+    ],
+    "critic": [*RANDOM, "objective.kind=factor_vae", "objective.options={units=[4]}"],
+}  # fmt: skip
+"""Recipes whose training has a state of its own beside weights and moments."""
+
+
+@pytest.mark.parametrize(("state", "steps"), [("warm-up", 1), *((state, 8) for state in STATEFUL)])
+def test_interrupted_and_resumed_is_bit_equal(blob_cohort, blob_recipe, tmp_path, state, steps):
+    recipe = load_recipe(blob_recipe, STATEFUL[state])
     whole = train(recipe, blob_cohort, tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(recipe, blob_cohort, tmp_path / "cut", progress=interrupt_after(steps))

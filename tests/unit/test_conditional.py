@@ -8,6 +8,7 @@ from scipy import stats
 from kerasvae import VAE, Covariates, dense_decoder, dense_encoder, fit_core, linear_start
 from kerasvae.distributions import ConditionalNormalPrior, NormalLikelihood, RegressionPrior, VampPrior
 from kerasvae.errors import ArgumentError, ModelError
+from kerasvae.objectives import InfoVAE
 
 RNG = np.random.default_rng(11)
 TABLE = {"age": RNG.uniform(20, 80, 40), "sex": RNG.choice(["F", "M"], 40)}
@@ -29,8 +30,8 @@ GIVEN = {"image": X, "covariates": TABLE}
 
 def coded(table=TABLE):
     age, sex = np.asarray(table["age"], float), np.asarray(table["sex"]) == "M"
-    train = np.asarray(TABLE["age"], float)
-    return np.stack([(age - train.mean()) / train.std(), sex - np.mean(TABLE["sex"] == "M")], 1)
+    known, sexes = COVARIATES
+    return np.stack([(age - known.mean) / known.stddev, sex - sexes.shares[1]], 1)
 
 
 def linear():
@@ -76,7 +77,7 @@ def test_changing_the_covariate_moves_the_image_along_its_slope():
     z = np.zeros((40, Q))
     moved = model.decode(z, covariates=older) - model.decode(z, covariates=younger)
     design = np.column_stack([np.ones(40), coded()])
-    slope = (np.linalg.pinv(design) @ X)[1] / np.std(TABLE["age"])
+    slope = (np.linalg.pinv(design) @ X)[1] / COVARIATES[0].stddev
     np.testing.assert_allclose(moved, np.tile(40 * slope, (40, 1)), atol=1e-3)
 
 
@@ -86,9 +87,12 @@ def test_every_way_in_agrees():
     by_table, by_numbers = model.encode(GIVEN)["mean"], model.encode({"image": X, "covariates": numbers})["mean"]
     np.testing.assert_array_equal(by_table, by_numbers)
     model.compile("adam")
-    np.testing.assert_allclose(
-        model.predict({"image": X, "covariates": numbers}, verbose=0), model.reconstruct(GIVEN), atol=1e-6
+    np.testing.assert_allclose(model.predict(GIVEN, verbose=0), model.reconstruct(GIVEN), atol=1e-6)
+    assert model.evaluate(GIVEN, verbose=0, return_dict=True) == model.evaluate(
+        {"image": X, "covariates": numbers}, verbose=0, return_dict=True
     )
+    history = model.fit(GIVEN, validation_data=GIVEN, epochs=1, verbose=0).history
+    assert np.isfinite(history["val_loss"]).all()
     assert model.sample(3, covariates={"age": [30], "sex": ["F"]}).shape == (3, V)
     np.testing.assert_array_equal(
         model.sample(2, seed=4, covariates={"age": [30], "sex": ["F"]}),
@@ -160,5 +164,7 @@ def test_networks_and_priors_that_do_not_fit_are_refused():
         plain(prior=ConditionalNormalPrior(Q, 3))
     with pytest.raises(ModelError, match="pseudo-images have no covariates"):
         plain(prior=VampPrior((V,), pseudo_inputs=3))
-    with pytest.raises(ModelError, match=r"shape \(people, 1\)"):
-        plain(prior=RegressionPrior(Q)).elbo(GIVEN)
+    with pytest.raises(ModelError, match="condition_size of RegressionPrior"):
+        plain(prior=RegressionPrior(Q))
+    with pytest.raises(ModelError, match="remembered codes belong to other covariates"):
+        plain(prior=ConditionalNormalPrior(Q, 2), objective=InfoVAE(memory=8))

@@ -7,8 +7,9 @@ import tensorflow as tf
 from scipy import stats
 
 from kerasvae import Covariate, RegressionVAE, dense_decoder, dense_encoder, fit_core, linear_start
-from kerasvae.distributions import ConditionalNormalPrior, Context, RegressionPrior
+from kerasvae.distributions import ConditionalNormalPrior, InverseAutoregressiveFlowPosterior, RegressionPrior
 from kerasvae.errors import ArgumentError, ModelError
+from kerasvae.objectives import ELBO, IWAE, Capacity, FreeBits, InfoVAE, MonteCarloELBO
 
 RNG = np.random.default_rng(4)
 AGE = RNG.uniform(20, 80, 60)
@@ -103,6 +104,31 @@ def test_it_learns_to_read_the_target_and_where_it_changes_the_image():
     assert abs(np.corrcoef(slope, np.linspace(-1, 1, V))[0, 1]) > 0.95
 
 
+@pytest.mark.parametrize(
+    "objective", [ELBO(), FreeBits(0.001), Capacity(capacity=1.0), InfoVAE(alpha=0.5, lambda_=2.0)]
+)
+def test_the_code_tells_the_reading_where_it_lies(objective):
+    """People without a target help only if the KL of their codes reaches q(r|x)."""
+    model = made(objective=objective)
+    x = tf.constant(X)
+    with tf.GradientTape() as tape:
+        draws, _ = model.draws(x, tf.constant([0, 0]), training=True)
+        loss = model.objective.terms(draws).total
+    last = model.encoder.trainable_variables[-2]
+    gradient = tape.gradient(loss, last).numpy()
+    assert np.abs(gradient[:, -2]).max() > 1e-3
+
+
+def test_parts_that_would_lose_the_target_are_refused():
+    for objective in (IWAE(2), MonteCarloELBO()):
+        with pytest.raises(ModelError, match="use a closed KL"):
+            made(objective=objective)
+    posterior = InverseAutoregressiveFlowPosterior(Q, units=4)
+    networks = dense_encoder((V,), posterior.parameter_size(Q) + 2, (8,)), dense_decoder((V,), Q, (8,))
+    with pytest.raises(ModelError, match="use a closed KL"):
+        RegressionVAE(*networks, target=TARGET, posterior=posterior)
+
+
 def test_saved_and_loaded(tmp_path):
     model = made()
     model.compile("adam")
@@ -142,7 +168,6 @@ def test_covariates_and_a_target_go_together():
     given = {"image": X, "covariates": {"sex": ["F"] * 60}}
     model.fit({**given, "target": AGE}, epochs=1, verbose=0)
     assert model.encode(given)["target_mean"].shape == (60, 1)
-    assert Context().condition is None
 
 
 def test_a_recipe_starts_with_a_reading_of_the_target():

@@ -1,8 +1,8 @@
 """A Gaussian mixture fitted to codes after training.
 
 Ghosh, Sajjadi, Vergari, Black & Schölkopf 2020, From Variational to Deterministic Autoencoders, ICLR,
-arXiv 1903.12436, section 4: ex-post density estimation, with a mixture of 10 normals of full covariance.
-Tomczak & Welling 2018, VAE with a VampPrior, AISTATS, arXiv 1705.07120, equation 6: of all priors the aggregate
+arXiv 1903.12436: ex-post density estimation, with a mixture of 10 normals of full covariance.
+Tomczak & Welling 2018, VAE with a VampPrior, AISTATS, arXiv 1705.07120: of all priors the aggregate
 posterior q(z) = 1/N Σ_n q(z|x_n) would maximise the ELBO.
 
 It is fitted to draws of q(z|x_n), not to posterior means: the decoder was trained on draws, whose variance is that of
@@ -186,4 +186,11 @@ def _condition(model: VAE, rows: NDArray[np.float32] | None, count: int) -> NDAr
     """Covariates in their units, (n, k), standardised as the model does, (n, c); c is 0 where it takes none."""
     if model.coding is None or rows is None:
         return np.zeros((count, 0))
+    if np.isnan(rows).any():
+        raise ArgumentError(
+            "covariates",
+            rule="be known for everybody whom a mixture is fitted to or draws: the mean may be where nobody is",
+            got=f"{int(np.isnan(rows).any(axis=1).sum())} people with a missing one",
+            fix="Leave them out, or give a value",
+        )
     return model.coding(rows).numpy().astype(np.float64)
