@@ -64,7 +64,7 @@ MAKERS = {
         "dreg": lambda: o.DReG(2),
         "miwae": lambda: o.MIWAE(samples=2, groups=2),
         "capacity": o.Capacity,
-        "free_bits": o.FreeBits,
+        "free_bits": lambda: o.FreeBits(0.001),
         "info_vae": lambda: o.InfoVAE(alpha=0.5, lambda_=2.0),
         "wae_mmd": o.WAEMMD,
         "beta_tcvae": o.BetaTCVAE,
