@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from kerasvae.errors import ModelError
 
-if TYPE_CHECKING:
-    from kerasvae.models.vae import VAE
-
 __all__ = ["check_shapes", "input_shape_of"]
 
 
-def check_shapes(model: VAE) -> None:
-    """Refuse networks whose outputs are not what the parts take, and parts made for other sizes.
+def check_shapes(model: Any) -> None:
+    """Refuse networks whose outputs are not what the parts of a VAE take, and parts made for other sizes.
 
     Raises:
         ModelError: With both shapes.
