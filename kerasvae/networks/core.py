@@ -62,7 +62,7 @@ class Core(NamedTuple):
         'Linear core: principal axes of the images and their mirror images.'
         """
         text = "Linear core: principal axes of the images" + (" and their mirror images" if self.mirrored else "")
-        text += "".join(f", with a {prior}" for prior in self.priors)
+        text += ", with a " + " and a ".join(map(str, self.priors)) if self.priors else ""
         if self.choice is None:
             return f"{text}."
         kept = f"; of training people left out they explain {self.choice.explained:.3f} of the variance"
@@ -135,7 +135,7 @@ def fit_core(
         choice = choose_prior(
             flat, design, inside, spacing, _supported(flat, design, latent_size), exchange, people, seed, kinds
         )
-        priors = () if choice.prior is None else (choice.prior,)
+        priors = choice.priors
     if priors:
         spacing = checked_spacing(inside, spacing_mm or ())
         core = _most_probable(flat, latent_size, design, inside, priors, spacing, exchange, people, seed)

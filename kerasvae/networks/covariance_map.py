@@ -15,6 +15,7 @@ and σ² are those of people left out of the fit, which is what maximises their 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -159,12 +160,12 @@ class Choice(NamedTuple):
     """What cross-validation within the training people found.
 
     Attributes:
-        prior: The best, or None where no prior is better than the sample alone.
+        priors: The best, or nothing where no prior is better than the sample alone.
         explained: Part of left-out people's variance that its axes explain.
         without: The same without a prior.
     """
 
-    prior: SmoothPrior | None
+    priors: tuple[SmoothPrior, ...]
     explained: float
     without: float
 
@@ -206,15 +207,15 @@ def choose_prior(
     coefficients, residuals = residuals_of(flat[rows], design[rows])
     stddev = deviation_of(residuals, mirror)
     images = residuals if mirror is None else np.concatenate([residuals, residuals[:, mirror]])
-    explained: dict[SmoothPrior | None, float] = {}
-    for kind, width in product(kinds, WIDTHS_MM):
+    explained: dict[tuple[SmoothPrior, ...], float] = {}
+    for unit in _candidates(kinds):
         try:
-            unit = PriorCovariance([SmoothPrior(kind, width, 1.0)], coefficients[0], stddev, mask, spacing_mm)
+            prior = PriorCovariance(unit, coefficients[0], stddev, mask, spacing_mm)
         except ArgumentError:  # nothing for this kind to act on
             if len(kinds) == 1:
                 raise
             continue
-        products = _products(images, unit)
+        products = _products(images, prior)
         left = dict.fromkeys((0.0, *SHARES), 0.0)
         whole = 0.0
         for train, test in folds:
@@ -222,16 +223,26 @@ def choose_prior(
             whole += energy
             left = {share: left[share] + part for share, part in zip(left, found, strict=True)}
         for share, part in left.items():
-            explained[SmoothPrior(kind, width, share) if share else None] = part / whole
-    without = explained.get(None, 0.0)
+            explained[_times(share, unit)] = part / whole
+    without = explained.get((), 0.0)
     if len(kinds) == 1:
-        explained.pop(None, None)
-    best = max(explained, key=lambda prior: explained[prior], default=None)
-    if best is None:
-        return Choice(None, without, without)
-    learners = np.mean([len(train) for train, _ in folds])
-    share = best.share * float(learners) / len(flat)
-    return Choice(SmoothPrior(best.kind, best.width_mm, share), explained[best], without)
+        del explained[()]
+    best = max(explained, key=lambda priors: explained[priors], default=())
+    learners = float(np.mean([len(train) for train, _ in folds]))
+    return Choice(_times(learners / len(flat), best), explained.get(best, without), without)
+
+
+def _candidates(kinds: Sequence[Kind]) -> list[tuple[SmoothPrior, ...]]:
+    """Each kind in each width, and of both kinds a deformation with a little of the other; shares sum to 1."""
+    found: list[tuple[SmoothPrior, ...]] = [(SmoothPrior(kind, w, 1.0),) for kind, w in product(kinds, WIDTHS_MM)]
+    if len(kinds) > 1:
+        found.append((SmoothPrior("deformation", 12.0, 0.8), SmoothPrior("variance", 12.0, 0.2)))
+    return found
+
+
+def _times(factor: float, priors: tuple[SmoothPrior, ...]) -> tuple[SmoothPrior, ...]:
+    """The priors with `factor` times their shares; none for 0."""
+    return tuple(replace(prior, share=factor * prior.share) for prior in priors) if factor else ()
 
 
 def _some(groups: Sequence[Any] | NDArray[Any], seed: int) -> Index:

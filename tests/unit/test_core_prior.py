@@ -171,7 +171,7 @@ def test_without_a_prior_nothing_changes_by_a_bit():
 def test_of_few_people_a_prior_learns_more_and_is_found(kind):
     few, others = population(kind, 30, 1), population(kind, 300, 2)
     core = fit_core(few, 12, BRAIN, prior="auto", spacing_mm=(4, 4, 4))
-    assert [prior.kind for prior in core.priors] == [kind]
+    assert core.priors[0].kind == kind
     assert core.choice.explained > core.choice.without
     plain = fit_core(few, 12, BRAIN)
     assert explained(core, others) > explained(plain, others) + 0.03
@@ -198,9 +198,9 @@ def test_the_choice_is_made_by_nearly_exact_axes():
     flat, design = images[:, BRAIN], np.ones((24, 1))
     choice = choose_prior(flat, design, BRAIN, (4, 4, 4), 6, None, np.arange(24))
     x, left, whole = flat.astype("f8"), 0.0, 0.0
-    stddev, share = x.std(0), choice.prior.share * 24 / np.mean([len(train) for train, _ in folds_of(range(24))])
-    chosen = SmoothPrior(choice.prior.kind, choice.prior.width_mm, share)
-    prior = dense([chosen], x.mean(0), stddev, BRAIN, (4, 4, 4))
+    # Ψ is a constant: relative to the fewer learners of a fold it had a larger share
+    more = 24 / np.mean([len(train) for train, _ in folds_of(range(24))])
+    prior = more * dense(choice.priors, x.mean(0), x.std(0), BRAIN, (4, 4, 4))
     for train, test in folds_of(range(24)):
         learned, other = x[train] - x[train].mean(0), x[test] - x[train].mean(0)
         scatter = learned.T @ learned / len(train)
@@ -216,8 +216,9 @@ def test_same_arguments_same_core_whatever_the_global_seed():
     for seed in (0, 1):
         np.random.seed(seed)
         cores.append(fit_core(images, 5, BRAIN, mirror=True, prior="auto", spacing_mm=(4, 4, 4)))
-    for one, two in zip(*cores, strict=True):
+    for one, two in zip(cores[0][:5], cores[1][:5], strict=True):
         np.testing.assert_array_equal(one, two)
+    assert cores[0][5:] == cores[1][5:]
     other = fit_core(images, 5, BRAIN, mirror=True, prior=cores[0].priors, spacing_mm=(4, 4, 4), seed=1)
     assert np.rad2deg(subspace_angles(other.axes.T, cores[0].axes.T)).max() < 0.5
 
