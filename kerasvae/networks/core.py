@@ -24,6 +24,7 @@ from kerasvae.networks.covariance_map import (
     leading_axes,
     mirror_index,
     residuals_of,
+    tempered,
 )
 from kerasvae.networks.prior_covariance import Kind, PriorCovariance, SmoothPrior, checked_spacing
 from kerasvae.types import Mask
@@ -86,7 +87,8 @@ def fit_core(
 
     Without a prior it is exact, through the n × n Gram matrix (n people, far fewer than voxels). With one, axes are the
     leading eigenvectors of S + f T, found by Lanczos iteration, and the variances along them and σ² those of training
-    people left out, five-fold; no v × v matrix is formed.
+    people left out, five-fold; no v × v matrix is formed. A person whose image differs from the mean by more than ten
+    times the median person's sum of squares is then scaled down to that, so that one bad image decides nothing.
 
     Args:
         images: (n, *data_shape), training people only.
@@ -175,6 +177,7 @@ def _most_probable(
 ) -> Core:
     """Eigenvectors of S + f T, with the variances of people left out."""
     fitted, residuals = residuals_of(flat, design)
+    residuals = tempered(residuals)
     count = _supported(flat, design, latent_size)
     deviation = deviation_of(residuals, exchange)
     _check_left_out(flat, design, people)

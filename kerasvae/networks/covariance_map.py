@@ -37,6 +37,9 @@ SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)
 MOST_PEOPLE = 160
 """A choice is made on so many people at most; more take longer and are not needed for it."""
 
+MOST_ENERGY = 10.0
+"""Times the median sum of squares; a person who differs more from the mean is scaled down to it."""
+
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 Index = NDArray[np.intp]
 MakePrior = Callable[[Array, Array], PriorCovariance]
@@ -61,6 +64,24 @@ def residuals_of(flat: Array, design: NDArray[np.float64]) -> tuple[Array, Array
     """Least squares of images (n, v) on a design (n, c): coefficients (c, v) and residuals (n, v)."""
     coefficients = np.linalg.pinv(design).astype(np.float32) @ flat
     return coefficients, flat - design.astype(np.float32) @ coefficients
+
+
+def tempered(residuals: Array, reference: Array | None = None) -> Array:
+    """Residuals in which no person counts for more than `MOST_ENERGY` ordinary ones.
+
+    One damaged image can hold more variance than all people together; the prior's strength, the choice and σ² would be
+    about it alone. Where nobody is so far out, as is usual, nothing changes.
+
+    Args:
+        residuals: (n, v).
+        reference: Residuals whose median says what is ordinary; by default the same.
+    """
+    energy, ordinary = (
+        np.square(rows, dtype=np.float64).sum(axis=1)
+        for rows in (residuals, residuals if reference is None else reference)
+    )
+    factor = np.sqrt(np.minimum(1.0, MOST_ENERGY * np.median(ordinary) / np.maximum(energy, 1e-30)))
+    return residuals if (factor == 1).all() else residuals * factor.astype(np.float32)[:, None]
 
 
 def deviation_of(residuals: Array, mirror: Index | None) -> Array:
@@ -145,9 +166,10 @@ def held_out_scale(
     squares, around = np.zeros(count), 0.0
     for train, test in folds:
         coefficients, residuals = residuals_of(flat[train], design[train])
-        prior = make_prior(coefficients[0], deviation_of(residuals, mirror))
-        axes = leading_axes(residuals, prior, count, mirror, seed)[1]
-        others = flat[test] - design[test].astype(np.float32) @ coefficients
+        learned = tempered(residuals)
+        prior = make_prior(coefficients[0], deviation_of(learned, mirror))
+        axes = leading_axes(learned, prior, count, mirror, seed)[1]
+        others = tempered(flat[test] - design[test].astype(np.float32) @ coefficients, residuals)
         scores = np.square((others @ axes.T).astype(np.float64)).sum(axis=0)
         squares += scores
         around += float(np.square(others, dtype=np.float64).sum() - scores.sum())
@@ -205,6 +227,7 @@ def choose_prior(
     rows = _some(groups, seed)
     folds = folds_of(np.asarray(groups)[rows], seed)
     coefficients, residuals = residuals_of(flat[rows], design[rows])
+    residuals = tempered(residuals)
     stddev = deviation_of(residuals, mirror)
     images = residuals if mirror is None else np.concatenate([residuals, residuals[:, mirror]])
     explained: dict[tuple[SmoothPrior, ...], float] = {}

@@ -262,6 +262,20 @@ def test_the_model_is_the_gaussian_that_the_core_says():
     assert np.mean(model.elbo(images, samples=400)["elbo"]) == pytest.approx(np.mean(evidence), rel=2e-3)
 
 
+def test_one_damaged_image_decides_nothing():
+    few, others = population("variance", 30, 1), population("variance", 300, 2)
+    options = {"mirror": True, "prior": "auto", "spacing_mm": (4, 4, 4)}
+    clean = fit_core(few, 12, BRAIN, **options)
+    few[3] *= 15
+    core, plain = fit_core(few, 12, BRAIN, **options), fit_core(few, 12, BRAIN)
+    centre = others[:, BRAIN].mean(0)
+    ours, pca, before = (explained(c._replace(mean=centre), others) for c in (core, plain, clean))
+    assert ours > pca + 0.03
+    assert ours > before - 0.1
+    around = np.square(others[:, BRAIN] - core.mean).sum() * (1 - explained(core, others)) / 300 / (BRAIN.sum() - 12)
+    assert 0.8 < core.noise_variance / around < 1.6
+
+
 @pytest.mark.parametrize("people", [3, 5, 20])
 def test_few_people_and_many_latents(people):
     images = population("variance", people, 11)
