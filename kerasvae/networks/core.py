@@ -131,9 +131,9 @@ def fit_core(
         raise ArgumentError("groups", rule="name each image's person", got=len(people), fix=f"Give {len(flat)} names")
     if prior is not None and inside.ndim > 1 and spacing_mm is None:
         raise ArgumentError("spacing_mm", rule="be given with a prior", got=None, fix="Give `pipeline.grid.spacing`")
-    if isinstance(prior, str) and (prior != "auto" or (inside.ndim > 1 and _can_leave_out(people, design))):
+    if isinstance(prior, str) and (prior != "auto" or (inside.ndim > 1 and _can_leave_out(people, design, seed))):
         spacing = checked_spacing(inside, spacing_mm or ())
-        _check_left_out(flat, design, people)
+        _check_left_out(flat, design, people, seed)
         choice = choose_prior(
             flat, design, inside, spacing, _supported(flat, design, latent_size), exchange, people, seed, kinds
         )
@@ -180,7 +180,7 @@ def _most_probable(
     residuals = tempered(residuals)
     count = _supported(flat, design, latent_size)
     deviation = deviation_of(residuals, exchange)
-    _check_left_out(flat, design, people)
+    _check_left_out(flat, design, people, seed)
     if count < 1:
         raise _no_variance()
     make = lambda mean, stddev: PriorCovariance(priors, mean, stddev, inside, spacing_mm)  # noqa: E731
@@ -208,16 +208,16 @@ def _supported(flat: NDArray[np.float32], design: NDArray[np.float64], latent_si
     return min(latent_size, len(flat) - 1 - design.shape[1], flat.shape[1] - 1)
 
 
-def _can_leave_out(people: NDArray[Any], design: NDArray[np.float64]) -> bool:
+def _can_leave_out(people: NDArray[Any], design: NDArray[np.float64], seed: int) -> bool:
     """Whether every fold's learners are more than the design has columns."""
     if len(np.unique(people)) < 3:
         return False
-    return min(len(train) for train, _ in folds_of(people)) > design.shape[1]
+    return min(len(train) for train, _ in folds_of(people, seed)) > design.shape[1]
 
 
-def _check_left_out(flat: NDArray[np.float32], design: NDArray[np.float64], people: NDArray[Any]) -> None:
+def _check_left_out(flat: NDArray[np.float32], design: NDArray[np.float64], people: NDArray[Any], seed: int) -> None:
     """ArgumentError if people cannot be left out, or do not differ."""
-    if not _can_leave_out(people, design):
+    if not _can_leave_out(people, design, seed):
         got = f"{len(np.unique(people))} people, {design.shape[1] - 1} covariates"
         raise ArgumentError("images", rule="be enough to leave people out", got=got, fix="Leave out the prior")
     if not (flat != flat[0]).any():
