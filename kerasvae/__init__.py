@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kerasvae.distributions import NormalLikelihood, NormalPosterior, StandardNormalPrior
     from kerasvae.models import VAE, MixtureSampler, PriorSampler, RegressionVAE, TwoStageSampler
     from kerasvae.networks import (
+        SmoothPrior,
         conv_decoder,
         conv_encoder,
         dense_decoder,
@@ -50,6 +51,7 @@ _HOMES = {
     "conv_encoder": "kerasvae.networks",
     "dense_decoder": "kerasvae.networks",
     "dense_encoder": "kerasvae.networks",
+    "SmoothPrior": "kerasvae.networks",
     "fit_core": "kerasvae.networks",
     "ladder_encoder": "kerasvae.networks",
     "linear_start": "kerasvae.networks",
@@ -79,6 +81,7 @@ __all__ = [
     "Recipe",
     "RegressionVAE",
     "Run",
+    "SmoothPrior",
     "Split",
     "StandardNormalPrior",
     "TwoStageSampler",

@@ -5,11 +5,15 @@ from kerasvae.backend import require_tensorflow
 require_tensorflow()
 
 from kerasvae.networks.conv import conv_decoder, conv_encoder  # noqa: E402
+from kerasvae.networks.core import Core, core_codes, fit_core  # noqa: E402
 from kerasvae.networks.dense import dense_decoder, dense_encoder  # noqa: E402
 from kerasvae.networks.ladder import ladder_encoder  # noqa: E402
-from kerasvae.networks.linear import core_codes, fit_core, linear_start  # noqa: E402
+from kerasvae.networks.linear import linear_start  # noqa: E402
+from kerasvae.networks.prior_covariance import SmoothPrior  # noqa: E402
 
 __all__ = [
+    "Core",
+    "SmoothPrior",
     "conv_decoder",
     "conv_encoder",
     "core_codes",

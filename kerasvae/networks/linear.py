@@ -14,80 +14,26 @@ Adam step moves every weight by the learning rate, which is more than most of th
 
 With covariates c the model is x = μ + S c + W z + ε: S by least squares, probabilistic PCA of what is left, and μ + S c
 in the place of μ.
+
+U_q, Λ_q and σ² define the model, however they were found: `kerasvae.networks.fit_core` can also count mirrored people
+and a smooth prior.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from kerasvae.errors import ArgumentError
 from kerasvae.networks.condition import condition_input, inputs_of, with_condition
+from kerasvae.networks.core import Core
 from kerasvae.types import Mask
 
-__all__ = ["Core", "core_codes", "fit_core", "linear_start"]
-
-
-class Core(NamedTuple):
-    """Probabilistic PCA of masked images.
-
-    Attributes:
-        mean: Mean image over mask voxels, (v,).
-        axes: Orthonormal principal axes as rows, (q, v).
-        eigenvalues: Variances along them, largest first, (q,).
-        noise_variance: σ² per voxel.
-        slopes: Change of the image with each standardised covariate, (c, v); no rows without.
-    """
-
-    mean: NDArray[np.float32]
-    axes: NDArray[np.float32]
-    eigenvalues: NDArray[np.float64]
-    noise_variance: float
-    slopes: NDArray[np.float32]
-
-
-def fit_core(
-    images: NDArray[np.float32],
-    latent_size: int,
-    mask: Mask | None = None,
-    condition: NDArray[np.float32] | None = None,
-) -> Core:
-    """Exact probabilistic PCA through the n × n Gram matrix (n people, far fewer than voxels).
-
-    Args:
-        images: (n, *data_shape), training people only.
-        latent_size: Number of components q; components beyond n − 1 get eigenvalue σ² and stay inactive.
-        mask: Voxels to use.
-        condition: Standardised covariates, (n, c): what follows from them by a line is taken out first.
-
-    Raises:
-        ArgumentError: With fewer than three images, or images that do not differ.
-    """
-    if len(images) < 3:
-        raise ArgumentError("images", rule="hold at least three people", got=len(images), fix="Train on more people")
-    flat = images.reshape(len(images), -1) if mask is None else images[:, mask]
-    design = np.ones((len(flat), 1)) if condition is None else np.column_stack([np.ones(len(flat)), condition])
-    fitted = np.linalg.pinv(design).astype(np.float32) @ flat
-    mean, slopes = fitted[0], fitted[1:]
-    centred = flat - design.astype(np.float32) @ fitted
-    gram = centred.astype(np.float64) @ centred.T.astype(np.float64) / len(flat)
-    values, vectors = np.linalg.eigh(gram)
-    values, vectors = np.clip(values[::-1], 0, None), vectors[:, ::-1]
-    kept = min(latent_size, int((values > values[0] * 1e-10).sum()), len(flat) - 1 - len(fitted), flat.shape[1] - 1)
-    if values[0] <= 0 or kept < 1:
-        raise ArgumentError("images", rule="differ between people", got="no variance", fix="Check the preprocessing")
-    noise = float((values.sum() - values[:kept].sum()) / (flat.shape[1] - kept))
-    noise = max(noise, 1e-12 * float(values[0]))
-    axes = np.zeros((latent_size, flat.shape[1]), np.float32)
-    axes[:kept] = (vectors[:, :kept] / np.sqrt(values[:kept] * len(flat))).T @ centred
-    eigenvalues = np.full(latent_size, noise)
-    eigenvalues[:kept] = np.maximum(values[:kept], noise)
-    return Core(mean, axes, eigenvalues, noise, slopes)
+__all__ = ["linear_start"]
 
 
 @keras.saving.register_keras_serializable("kerasvae")
@@ -101,19 +47,6 @@ class Gate(keras.layers.Layer):
     def call(self, x: Any) -> Any:
         """Gated features, same shape."""
         return x * self.gate
-
-
-def core_codes(
-    core: Core,
-    images: NDArray[np.float32],
-    mask: Mask | None = None,
-    condition: NDArray[np.float32] | None = None,
-) -> NDArray[np.float64]:
-    """Posterior means of probabilistic PCA, (n, q), in prior standard deviations; arguments as for `fit_core`."""
-    flat = images.reshape(len(images), -1) if mask is None else images[:, mask]
-    expected = core.mean if condition is None else core.mean + condition @ core.slopes
-    scale = np.sqrt(np.maximum(core.eigenvalues - core.noise_variance, 0.0)) / core.eigenvalues
-    return (flat - expected) @ core.axes.T * scale
 
 
 def linear_start(

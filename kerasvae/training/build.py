@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +19,7 @@ from kerasvae.models import VAE, RegressionVAE
 from kerasvae.models.coding import Coding
 from kerasvae.models.regression import FLOOR
 from kerasvae.networks import (
+    Core,
     conv_decoder,
     conv_encoder,
     core_codes,
@@ -53,6 +54,8 @@ def build_model(
     table: Mapping[str, Sequence[str]] | None = None,
     units: Mapping[str, str] | None = None,
     limits: Mapping[str, Sequence[str]] | None = None,
+    people: Sequence[str] | None = None,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> VAE:
     """The recipe's model; covariates and a linear start are fitted to the training people.
 
@@ -63,6 +66,8 @@ def build_model(
         table: Their covariates, column name to n cells, for models that take any.
         units: Of columns.
         limits: Covariates of the whole cohort; see `Covariates.fit`.
+        people: The person of each image; by default each is another.
+        tell: Called with a sentence about a linear start.
 
     Raises:
         RecipeError: If a part is unknown or an option of it is, or a covariate is not in the table.
@@ -83,7 +88,8 @@ def build_model(
     encoder, decoder = _networks(recipe, shape, width, likelihood.channels, condition_size)
     if section.start == "linear":
         _check_linear(section)
-        core = fit_core(images, section.latent_size, pipeline.mask, condition)
+        core = _core(recipe, images, pipeline, condition, people)
+        tell(core.describe())
         reading = None
         if target:
             values = Covariates([target]).matrix({target.name: (table or {})[target.name]})[:, 0]
@@ -140,6 +146,30 @@ def _covariates(
             limits=limits,
         )
     return covariates, target
+
+
+def _core(
+    recipe: Recipe,
+    images: Array,
+    pipeline: Pipeline,
+    condition: NDArray[np.float32] | None,
+    people: Sequence[str] | None,
+) -> Core:
+    """The linear core as the recipe asks for it; what is plain needs no grid."""
+    section = recipe.model
+    options: dict[str, Any] = {}
+    if section.core_prior != "none":
+        options = {"prior": section.core_prior, "spacing_mm": pipeline.grid.spacing}
+    return fit_core(
+        images,
+        section.latent_size,
+        pipeline.mask,
+        condition,
+        mirror=section.core_mirror,
+        groups=people,
+        seed=recipe.training.seed,
+        **options,
+    )
 
 
 def _regression_start(

@@ -87,6 +87,10 @@ class ModelSection(Section):
     norm: Literal["group", "none"] = Field("group", description="normalisation: group or none")
     dropout: float = Field(0.0, ge=0, lt=1, description="rate before the last layer of the encoder")
     start: Literal["linear", "random"] = Field("linear", description="probabilistic PCA as linear core, or nothing")
+    core_mirror: bool = Field(True, description="linear start: learn from mirror images of people, too")
+    core_prior: Literal["auto", "none", "variance", "deformation"] = Field(
+        "auto", description="linear start: smooth prior of the covariance; auto chooses on training people"
+    )
     posterior: str = Field("normal", description="kind of the posterior")
     posterior_options: dict[str, Any] = Field({}, description="what its class takes")
     prior: str = Field("standard_normal", description="kind of the prior")

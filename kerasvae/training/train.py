@@ -208,7 +208,9 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     known = dict.fromkeys(name for scan in cohort.scans for name in scan.covariates)
     table = {name: [scan.covariates.get(name, "") for scan in scans["train"]] for name in known}
     everyone = {name: cohort.column(name) for name in known}
-    model = build_model(recipe, images, run.pipeline, table, cohort.units(), everyone)
+    persons = [scan.person for scan in scans["train"]]
+    say = lambda sentence: progress("start", 1, 1, sentence)  # noqa: E731
+    model = build_model(recipe, images, run.pipeline, table, cohort.units(), everyone, persons, say)
     load = lambda role: model_inputs(model, scans[role], run.store.load(scans[role]))  # noqa: E731
     learned = model_inputs(model, scans["train"], images)
     decide = "validation" if rows["validation"] else "train"

@@ -8,8 +8,7 @@ from scipy import stats
 from kerasvae.distributions import NormalLikelihood
 from kerasvae.errors import ArgumentError
 from kerasvae.models import VAE
-from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, linear_start
-from kerasvae.networks.linear import fit_core
+from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, fit_core, linear_start
 
 RNG = np.random.default_rng(2)
 

@@ -1,0 +1,249 @@
+"""The linear core of a model: principal axes of people's images, variances along them and the noise around them.
+
+Tipping & Bishop 1999, Probabilistic Principal Component Analysis, J. R. Stat. Soc. B 61(3):611-622: see
+`kerasvae.networks.linear`, which makes networks of it. Of few people the sample covariance can be replaced by the most
+probable one under a smooth prior: see `kerasvae.networks.covariance_map`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasvae.errors import ArgumentError
+from kerasvae.networks.covariance_map import (
+    KINDS,
+    Choice,
+    choose_prior,
+    deviation_of,
+    folds_of,
+    held_out_scale,
+    leading_axes,
+    mirror_index,
+    residuals_of,
+    tempered,
+)
+from kerasvae.networks.prior_covariance import Kind, PriorCovariance, SmoothPrior, checked_spacing
+from kerasvae.types import Mask
+
+__all__ = ["Core", "core_codes", "fit_core"]
+
+
+class Core(NamedTuple):
+    """Probabilistic PCA of masked images.
+
+    Attributes:
+        mean: Mean image over mask voxels, (v,).
+        axes: Orthonormal principal axes as rows, (q, v).
+        eigenvalues: Variances along them, largest first, (q,).
+        noise_variance: σ² per voxel.
+        slopes: Change of the image with each standardised covariate, (c, v); no rows without.
+        mirrored: Whether left and right were exchanged to double the sample.
+        priors: What was believed of the covariance beforehand; nothing in plain probabilistic PCA.
+        choice: What cross-validation said of it, where it was asked to choose.
+    """
+
+    mean: NDArray[np.float32]
+    axes: NDArray[np.float32]
+    eigenvalues: NDArray[np.float64]
+    noise_variance: float
+    slopes: NDArray[np.float32]
+    mirrored: bool = False
+    priors: tuple[SmoothPrior, ...] = ()
+    choice: Choice | None = None
+
+    def describe(self) -> str:
+        """How the axes were found, as one sentence.
+
+        >>> nothing = np.zeros((0, 4), np.float32)
+        >>> Core(np.zeros(4), nothing, np.zeros(0), 1.0, nothing, mirrored=True).describe()
+        'Linear core: principal axes of the images and their mirror images.'
+        """
+        text = "Linear core: principal axes of the images" + (" and their mirror images" if self.mirrored else "")
+        text += ", with a " + " and a ".join(map(str, self.priors)) if self.priors else ""
+        if self.choice is None:
+            return f"{text}."
+        kept = f"; of training people left out they explain {self.choice.explained:.3f} of the variance"
+        found = f", without a prior {self.choice.without:.3f}" if self.priors else ", and no prior does better"
+        return f"{text}{kept}{found}."
+
+
+def fit_core(
+    images: NDArray[np.float32],
+    latent_size: int,
+    mask: Mask | None = None,
+    condition: NDArray[np.float32] | None = None,
+    *,
+    mirror: bool = False,
+    prior: Literal["auto", "variance", "deformation"] | SmoothPrior | Sequence[SmoothPrior] | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    groups: Sequence[Any] | None = None,
+    seed: int = 0,
+) -> Core:
+    """Probabilistic PCA: of the sample covariance, or of the most probable one under a smooth prior.
+
+    Without a prior it is exact, through the n × n Gram matrix (n people, far fewer than voxels). With one, axes are the
+    leading eigenvectors of S + f T, found by Lanczos iteration, and the variances along them and σ² those of training
+    people left out, five-fold; no v × v matrix is formed. A person whose image differs from the mean by more than ten
+    times the median person's sum of squares is then scaled down to that, so that one bad image decides nothing.
+
+    Args:
+        images: (n, *data_shape), training people only.
+        latent_size: Number of components q; components beyond n − 1 get eigenvalue σ² and stay inactive.
+        mask: Voxels to use.
+        condition: Standardised covariates, (n, c): what follows from them by a line is taken out first.
+        mirror: Count every person's deviation from the mean also with left and right (axis 0) exchanged, about the
+            middle of the grid. The mean keeps its asymmetry. A voxel whose counterpart is outside the mask keeps its
+            value.
+        prior: One belief or several that add up. Of a kind that is named, width and share are chosen among the training
+            people; "auto" chooses the kind, too, and takes none where none is better, and where there can be none:
+            vectors have no neighbours, and few images leave none to be left out.
+        spacing_mm: Distance between voxels along each axis, mm; a prior needs it.
+        groups: The person of each image, (n,), so that nobody is both learned from and left out; by default each image
+            is another person.
+        seed: Of the folds and of the iteration's start.
+
+    Raises:
+        ArgumentError: With fewer than three images, or images that do not differ; with a prior or mirror images of what
+            has no axes, a spacing that does not fit, or too few people to leave some out.
+    """
+    if len(images) < 3:
+        raise ArgumentError("images", rule="hold at least three people", got=len(images), fix="Train on more people")
+    inside = np.ones(images.shape[1:], bool) if mask is None else np.asarray(mask, bool)
+    flat = images.reshape(len(images), -1) if mask is None else images[:, mask]
+    design = np.ones((len(flat), 1)) if condition is None else np.column_stack([np.ones(len(flat)), condition])
+    exchange = _exchange(inside) if mirror else None
+    choice: Choice | None = None
+    priors: tuple[SmoothPrior, ...] = ()
+    kinds: tuple[Kind, ...] = KINDS if prior == "auto" else tuple(kind for kind in KINDS if kind == prior)
+    if isinstance(prior, SmoothPrior):
+        priors = (prior,)
+    elif prior is not None and not isinstance(prior, str):
+        priors = tuple(prior)
+    elif prior is not None and not kinds:
+        names = ", ".join(map(repr, ("auto", *KINDS)))
+        raise ArgumentError("prior", rule=f"be {names} or a SmoothPrior", got=repr(prior), fix="Choose one of them")
+    people = np.arange(len(flat)) if groups is None else np.asarray(groups)
+    if len(people) != len(flat):
+        raise ArgumentError("groups", rule="name each image's person", got=len(people), fix=f"Give {len(flat)} names")
+    if prior is not None and inside.ndim > 1 and spacing_mm is None:
+        raise ArgumentError("spacing_mm", rule="be given with a prior", got=None, fix="Give `pipeline.grid.spacing`")
+    if isinstance(prior, str) and (prior != "auto" or (inside.ndim > 1 and _can_leave_out(people, design, seed))):
+        spacing = checked_spacing(inside, spacing_mm or ())
+        _check_left_out(flat, design, people, seed)
+        choice = choose_prior(
+            flat, design, inside, spacing, _supported(flat, design, latent_size), exchange, people, seed, kinds
+        )
+        priors = choice.priors
+    if priors:
+        spacing = checked_spacing(inside, spacing_mm or ())
+        core = _most_probable(flat, latent_size, design, inside, priors, spacing, exchange, people, seed)
+        return core._replace(choice=choice)
+    return _of_sample(flat, latent_size, design, exchange)._replace(choice=choice)
+
+
+def _of_sample(
+    flat: NDArray[np.float32], latent_size: int, design: NDArray[np.float64], exchange: NDArray[np.intp] | None
+) -> Core:
+    """Maximum likelihood: eigenvectors of the sample covariance."""
+    fitted, centred = residuals_of(flat, design)
+    if exchange is not None:
+        centred = np.concatenate([centred, centred[:, exchange]])
+    gram = centred.astype(np.float64) @ centred.T.astype(np.float64) / len(centred)
+    values, vectors = np.linalg.eigh(gram)
+    values, vectors = np.clip(values[::-1], 0, None), vectors[:, ::-1]
+    kept = min(_supported(flat, design, latent_size), int((values > values[0] * 1e-10).sum()))
+    if values[0] <= 0 or kept < 1:
+        raise _no_variance()
+    noise = float((values.sum() - values[:kept].sum()) / (flat.shape[1] - kept))
+    noise = max(noise, 1e-12 * float(values[0]))
+    axes = (vectors[:, :kept] / np.sqrt(values[:kept] * len(centred))).T @ centred
+    return _filled(fitted, axes, values[:kept], noise, latent_size)._replace(mirrored=exchange is not None)
+
+
+def _most_probable(
+    flat: NDArray[np.float32],
+    latent_size: int,
+    design: NDArray[np.float64],
+    inside: Mask,
+    priors: tuple[SmoothPrior, ...],
+    spacing_mm: Sequence[float],
+    exchange: NDArray[np.intp] | None,
+    people: NDArray[Any],
+    seed: int,
+) -> Core:
+    """Eigenvectors of S + f T, with the variances of people left out."""
+    fitted, residuals = residuals_of(flat, design)
+    residuals = tempered(residuals)
+    count = _supported(flat, design, latent_size)
+    deviation = deviation_of(residuals, exchange)
+    _check_left_out(flat, design, people, seed)
+    if count < 1:
+        raise _no_variance()
+    make = lambda mean, stddev: PriorCovariance(priors, mean, stddev, inside, spacing_mm)  # noqa: E731
+    axes = leading_axes(residuals, make(fitted[0], deviation), count, exchange, seed)[1]
+    folds = folds_of(people, seed)
+    variances, noise = held_out_scale(flat, design, make, count, exchange, folds, seed)
+    noise = max(noise, 1e-12 * float(variances[0]))
+    core = _filled(fitted, axes, variances, noise, latent_size)
+    return core._replace(mirrored=exchange is not None, priors=priors)
+
+
+def _filled(
+    fitted: NDArray[np.float32], found: Any, variances: NDArray[np.float64], noise: float, latent_size: int
+) -> Core:
+    """A core of the axes that were found; the rest have the variance of the noise and no direction."""
+    axes = np.zeros((latent_size, fitted.shape[1]), np.float32)
+    axes[: len(found)] = found
+    eigenvalues = np.full(latent_size, noise)
+    eigenvalues[: len(found)] = np.maximum(variances, noise)
+    return Core(fitted[0], axes, eigenvalues, noise, fitted[1:])
+
+
+def _supported(flat: NDArray[np.float32], design: NDArray[np.float64], latent_size: int) -> int:
+    """How many components so many people support, at most."""
+    return min(latent_size, len(flat) - 1 - design.shape[1], flat.shape[1] - 1)
+
+
+def _can_leave_out(people: NDArray[Any], design: NDArray[np.float64], seed: int) -> bool:
+    """Whether every fold's learners are more than the design has columns."""
+    if len(np.unique(people)) < 3:
+        return False
+    return min(len(train) for train, _ in folds_of(people, seed)) > design.shape[1]
+
+
+def _check_left_out(flat: NDArray[np.float32], design: NDArray[np.float64], people: NDArray[Any], seed: int) -> None:
+    """ArgumentError if people cannot be left out, or do not differ."""
+    if not _can_leave_out(people, design, seed):
+        got = f"{len(np.unique(people))} people, {design.shape[1] - 1} covariates"
+        raise ArgumentError("images", rule="be enough to leave people out", got=got, fix="Leave out the prior")
+    if not (flat != flat[0]).any():
+        raise _no_variance()
+
+
+def _exchange(inside: Mask) -> NDArray[np.intp]:
+    if inside.ndim == 1:
+        raise ArgumentError(
+            "images", rule="be slices or volumes for mirror images", got="1 axis", fix="Set mirror to False"
+        )
+    return mirror_index(inside)
+
+
+def _no_variance() -> ArgumentError:
+    return ArgumentError("images", rule="differ between people", got="no variance", fix="Check the preprocessing")
+
+
+def core_codes(
+    core: Core,
+    images: NDArray[np.float32],
+    mask: Mask | None = None,
+    condition: NDArray[np.float32] | None = None,
+) -> NDArray[np.float64]:
+    """Posterior means of probabilistic PCA, (n, q), in prior standard deviations; arguments as for `fit_core`."""
+    flat = images.reshape(len(images), -1) if mask is None else images[:, mask]
+    expected = core.mean if condition is None else core.mean + condition @ core.slopes
+    scale = np.sqrt(np.maximum(core.eigenvalues - core.noise_variance, 0.0)) / core.eigenvalues
+    return (flat - expected) @ core.axes.T * scale
