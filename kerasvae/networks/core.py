@@ -31,6 +31,9 @@ from kerasvae.types import Mask
 
 __all__ = ["Core", "core_codes", "fit_core"]
 
+MOST_LEVERAGE = 0.9
+"""Of one person on what follows from covariates: at 1 the fit passes through that person's image."""
+
 
 class Core(NamedTuple):
     """Probabilistic PCA of masked images.
@@ -107,7 +110,8 @@ def fit_core(
         seed: Of the folds and of the iteration's start.
 
     Raises:
-        ArgumentError: With fewer than three images, or images that do not differ; with a prior or mirror images of what
+        ArgumentError: With fewer than three images, or images that do not differ; with covariates that determine a
+            person's image; with a prior or mirror images of what
             has no axes, a spacing that does not fit, or too few people to leave some out.
     """
     if len(images) < 3:
@@ -115,6 +119,7 @@ def fit_core(
     inside = np.ones(images.shape[1:], bool) if mask is None else np.asarray(mask, bool)
     flat = images.reshape(len(images), -1) if mask is None else images[:, mask]
     design = np.ones((len(flat), 1)) if condition is None else np.column_stack([np.ones(len(flat)), condition])
+    _check_condition(design)
     exchange = _exchange(inside) if mirror else None
     choice: Choice | None = None
     priors: tuple[SmoothPrior, ...] = ()
@@ -143,6 +148,26 @@ def fit_core(
         core = _most_probable(flat, latent_size, design, inside, priors, spacing, exchange, people, seed)
         return core._replace(choice=choice)
     return _of_sample(flat, latent_size, design, exchange)._replace(choice=choice)
+
+
+def _check_condition(design: NDArray[np.float64]) -> None:
+    """Refuse covariates that leave nothing to learn, or that would reproduce a person's image by themselves."""
+    people, columns = design.shape
+    if people - 1 - columns < 1:
+        raise ArgumentError(
+            "condition",
+            rule=f"have fewer columns than people, less three: {people - 3}",
+            got=columns - 1,
+            fix="Use fewer covariates, or more people",
+        )
+    leverage = np.einsum("nc,cn->n", design, np.linalg.pinv(design))
+    if columns > 1 and leverage.max() > MOST_LEVERAGE:
+        raise ArgumentError(
+            "condition",
+            rule=f"leave the leverage of every person at {MOST_LEVERAGE} or below",
+            got=f"{leverage.max():.2f} in row {int(leverage.argmax())}, whose image the covariates would reproduce",
+            fix="Join levels, or use fewer covariates",
+        )
 
 
 def _of_sample(

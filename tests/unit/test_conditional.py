@@ -168,3 +168,12 @@ def test_networks_and_priors_that_do_not_fit_are_refused():
         plain(prior=RegressionPrior(Q))
     with pytest.raises(ModelError, match="remembered codes belong to other covariates"):
         plain(prior=ConditionalNormalPrior(Q, 2), objective=InfoVAE(memory=8))
+
+
+def test_covariates_that_would_reproduce_a_person_are_refused():
+    alone = np.zeros((40, 1))
+    alone[3] = 1
+    with pytest.raises(ArgumentError, match=r"1\.00 in row 3, whose image the covariates would reproduce"):
+        fit_core(X, Q, condition=alone)
+    with pytest.raises(ArgumentError, match="fewer columns than people, less three: 7, but received 8"):
+        fit_core(X[:10], Q, condition=RNG.normal(size=(10, 8)))
