@@ -63,13 +63,14 @@ def _template() -> jinja2.Template:
 def _context(run: Run) -> dict[str, Any]:
     metrics, scans, recipe = run.metrics, run.scans, run.recipe
     history = contents.read_table(run.path / "history.csv")
-    first_candidate = math.ceil(recipe.training.warm_up * recipe.training.epochs)
+    first_candidate = recipe.first_candidate()
     linear_start = recipe.model.start == "linear"
     findings = verdict(metrics, history, first_candidate=first_candidate, linear_start=linear_start)
     best = best_epoch(history, first_candidate)
     whose = "validation" if metrics.get("n_validation", 1) else "train"
     environment = contents.read_json(run.path / "environment.json")
-    folders = [row["path"] for row in scans] + [str(contents.read_json(run.path / "run.json").get("data") or "")]
+    known = contents.read_json(run.path / "run.json")
+    folders = [row["path"] for row in scans] + [str(known.get("data") or "")]
     role = metrics.get("role", "test")
     return {
         "name": recipe.name,
@@ -94,6 +95,7 @@ def _context(run: Run) -> dict[str, Any]:
         "grid": contents.read_json(run.path / "pipeline.json").get("grid"),
         "environment": environment,
         "by_command": " train " in f"{environment.get('command', '')} ",
+        "start": known.get("start", ""),
         "duration": duration(metrics.get("seconds")),
         "deterministic": recipe.training.deterministic,
         "recipe": contents.without_folders((run.path / "recipe.toml").read_text(encoding="utf-8"), folders),

@@ -6,6 +6,7 @@ by name (`demo`, `t1-4mm`, `gm-4mm`). The resolved copy in the run folder names 
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 import types
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kerasvae.errors import KerasVAEError, RecipeError, nearest
 from kerasvae.preprocess import Intensity
-from kerasvae.training.schedules import Schedule
+from kerasvae.training.schedules import Linear, Schedule
 
 __all__ = ["Recipe", "load_recipe", "shipped_recipes"]
 
@@ -145,6 +146,30 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     objective: ObjectiveSection = ObjectiveSection()
     training: TrainingSection = TrainingSection()
+
+    def schedules(self) -> dict[str, Schedule]:
+        """What moves numbers of the model during training; `training.warm_up` is short for a line from 0 to beta.
+
+        Raises:
+            RecipeError: If beta is moved by both.
+        """
+        section = self.training
+        schedules = {name: Schedule.from_config(config) for name, config in self.objective.schedules.items()}
+        if section.warm_up:
+            if "beta" in schedules:
+                raise RecipeError(
+                    "training.warm_up",
+                    rule="be 0 where objective.schedules moves beta",
+                    got=section.warm_up,
+                    fix="Take one of them out",
+                )
+            schedules["beta"] = Linear(0.0, section.beta, end=section.warm_up)
+        return schedules
+
+    def first_candidate(self) -> int:
+        """The first epoch whose weights may be the best: all schedules have arrived."""
+        settled = max((schedule.settled for schedule in self.schedules().values()), default=0.0)
+        return math.ceil(settled * self.training.epochs)
 
     def to_toml(self) -> str:
         """Every key with its value, with the description as a comment."""

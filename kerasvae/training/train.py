@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from kerasvae.data import Cohort, Split
 from kerasvae.data.dataset import evaluation_dataset, steps_per_epoch, training_dataset
-from kerasvae.errors import RecipeError, RunError
+from kerasvae.errors import RunError
 from kerasvae.preprocess import Pipeline, fit_pipeline, grid_of
 from kerasvae.storage import atomic_path, recover
 from kerasvae.training.build import build_model
@@ -27,7 +27,6 @@ from kerasvae.training.callbacks import Checkpoint, EpochProgress, HeldOutMetric
 from kerasvae.training.evaluate import evaluate
 from kerasvae.training.recipe import Recipe
 from kerasvae.training.run import Run, load_run, model_inputs, write_json, write_scans, write_table
-from kerasvae.training.schedules import Linear, Schedule
 
 __all__ = ["Progress", "train"]
 
@@ -209,7 +208,12 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     table = {name: [scan.covariates.get(name, "") for scan in scans["train"]] for name in known}
     everyone = {name: cohort.column(name) for name in known}
     persons = [scan.person for scan in scans["train"]]
-    say = lambda sentence: progress("start", 1, 1, sentence)  # noqa: E731
+
+    def say(sentence: str) -> None:
+        progress("start", 1, 1, sentence)
+        write_json(run.path / "run.json", {"data": run.source, "start": sentence})
+
+    progress("start", 0, 1, "")
     model = build_model(recipe, images, run.pipeline, table, cohort.units(), everyone, persons, say)
     load = lambda role: model_inputs(model, scans[role], run.store.load(scans[role]))  # noqa: E731
     learned = model_inputs(model, scans["train"], images)
@@ -222,8 +226,7 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     decided_by = evaluation_dataset(held_out, np.array(rows[decide]), batch_size=section.batch_size)
     people = [cohort.scans[i].person for i in rows[decide]]
     watch = HeldOutMetrics(held_out, people, images.mean(axis=0), run.pipeline.mask)
-    schedules = _schedules(recipe)
-    warm = int(np.ceil(max((schedule.settled for schedule in schedules.values()), default=0.0) * section.epochs))
+    schedules, warm = recipe.schedules(), recipe.first_candidate()
     checkpoint = Checkpoint(run.path / "checkpoint", patience=section.patience, first_candidate=warm)
     callbacks: list[keras.callbacks.Callback] = [watch, checkpoint]
     for callback in callbacks:
@@ -284,23 +287,3 @@ class _Clock(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None:
             logs["seconds"] = self.before + time.perf_counter() - self.begun
-
-
-def _schedules(recipe: Recipe) -> dict[str, Schedule]:
-    """The schedules of the recipe; `training.warm_up` is short for a line from 0 to beta.
-
-    Raises:
-        RecipeError: If beta is given both.
-    """
-    section = recipe.training
-    schedules = {name: Schedule.from_config(config) for name, config in recipe.objective.schedules.items()}
-    if section.warm_up:
-        if "beta" in schedules:
-            raise RecipeError(
-                "training.warm_up",
-                rule="be 0 where objective.schedules moves beta",
-                got=section.warm_up,
-                fix="Take one of them out",
-            )
-        schedules["beta"] = Linear(0.0, section.beta, end=section.warm_up)
-    return schedules

@@ -51,6 +51,7 @@ def test_run_folder(blob_cohort, blob_recipe, tmp_path):
     assert run.model.reconstruct(volume[None]).shape == (1, *volume.shape)
     assert run.recipe == load_recipe(out / "recipe.toml") == load_recipe(blob_recipe)
     assert run.split.counts()["calibration"] == 2
+    assert json.loads((out / "run.json").read_text())["start"].startswith("Linear core: principal axes of the images")
 
     with (out / "latents.tsv").open() as stream:
         latents = list(csv.DictReader(stream, delimiter="\t"))

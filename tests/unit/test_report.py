@@ -57,7 +57,8 @@ def make_run(folder, *, names=None, roles=ROLES, ages=True, shape=(9, 11, 7), me
     rng = np.random.default_rng(0)
     names = names or [f"sub-{index:02d}" for index in range(len(roles))]
     (folder / "recipe.toml").write_text(RECIPE)
-    (folder / "run.json").write_text(json.dumps({"data": "/home/someone/study"}))
+    start = "Linear core: principal axes of the images."
+    (folder / "run.json").write_text(json.dumps({"data": "/home/someone/study", "start": start}))
     (folder / "pipeline.json").write_text(
         json.dumps({"grid": {"shape": shape, "affine": np.eye(4).tolist(), "space": "MNI"}})
     )
