@@ -134,8 +134,9 @@ def export_run(
         version: Version of the model.
     """
     run = run if isinstance(run, Run) else load_run(run)
+    learned = ("train", "validation") if run.recipe.training.refit else ("train",)
     role = "calibration" if run.split.people("calibration") else "validation"
-    scans = run.cohort.scans_of(run.split, role)
+    scans = [] if role in learned else run.cohort.scans_of(run.split, role)
     reference = model_inputs(run.model, scans, run.store.load(scans)) if scans else None
     return export(
         run.model,
@@ -143,7 +144,7 @@ def export_run(
         path,
         name=run.recipe.name if name is None else name,
         version=version,
-        train_images=_images(run, "train"),
+        train_images=_images(run, *learned),
         reference=reference,
         reference_role=role,
         metrics=run.metrics,
@@ -236,8 +237,8 @@ def _ranked(values: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(float(f"{value:.6g}") for value in ranked)
 
 
-def _images(run: Run, role: str) -> NDArray[np.float32] | None:
-    scans = run.cohort.scans_of(run.split, role)
+def _images(run: Run, *roles: str) -> NDArray[np.float32] | None:
+    scans = run.cohort.scans_of(run.split, *roles)
     return run.store.load(scans) if scans else None
 
 

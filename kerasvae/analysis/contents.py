@@ -69,7 +69,7 @@ class Group(NamedTuple):
 
 ROLE_USES = {
     "train": "the weights, the mask and the mean brain are fitted to them",
-    "validation": "they choose the epoch",
+    "validation": "they choose the epoch; unless training.refit is off, the final weights are fitted to them too",
     "calibration": "they set the scale of the likelihood, unless it is fixed",
     "test": "read once, for the figures above",
 }

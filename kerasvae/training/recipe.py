@@ -132,6 +132,7 @@ class TrainingSection(Section):
     beta: float = Field(1.0, ge=0, description="weight of the KL; 1 is the ELBO")
     warm_up: Fraction = Field(0.0, description="fraction of the steps over which beta rises from 0")
     patience: int = Field(10, ge=1, description="epochs without a better validation ELBO before training stops")
+    refit: bool = Field(True, description="at last, learn from training and validation people together")
     seed: int = Field(0, ge=0, description="of weights, order and draws")
     deterministic: bool = Field(True, description="same machine, same versions: same result, bit for bit")
 

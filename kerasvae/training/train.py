@@ -11,15 +11,17 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-from kerasvae.data import Cohort, Split
+from kerasvae.data import Cohort, Scan, Split
 from kerasvae.data.dataset import evaluation_dataset, steps_per_epoch, training_dataset
 from kerasvae.errors import RunError
+from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline, fit_pipeline, grid_of
 from kerasvae.storage import atomic_path, recover
 from kerasvae.training.build import build_model
@@ -198,34 +200,56 @@ def _fit_pipeline(cohort: Cohort, split: Split, recipe: Recipe) -> Pipeline:
     )
 
 
-def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
-    """Train and save the model; returns the seconds that earlier, interrupted attempts had spent."""
-    section, cohort, split = recipe.training, run.cohort, run.split
-    rows = {role: [i for i, s in enumerate(cohort.scans) if split.roles[s.person] == role] for role in split.counts()}
-    scans = {role: [cohort.scans[i] for i in rows[role]] for role in rows}
-    images = run.store.load(scans["train"])
+class _Learners(NamedTuple):
+    """A new model and the people it is to learn from: what it takes of them, and their rows in the cohort."""
+
+    model: VAE
+    inputs: dict[str, Any]
+    rows: NDArray[np.int64]
+
+
+def _learners(run: Run, recipe: Recipe, progress: Progress, *roles: str) -> _Learners:
+    """Build the recipe's model for the people of these roles."""
+    cohort = run.cohort
+    rows = [index for index, scan in enumerate(cohort.scans) if run.split.roles[scan.person] in roles]
+    scans = [cohort.scans[index] for index in rows]
+    images = run.store.load(scans)
     known = dict.fromkeys(name for scan in cohort.scans for name in scan.covariates)
-    table = {name: [scan.covariates.get(name, "") for scan in scans["train"]] for name in known}
+    table = {name: [scan.covariates.get(name, "") for scan in scans] for name in known}
     everyone = {name: cohort.column(name) for name in known}
-    persons = [scan.person for scan in scans["train"]]
 
     def say(sentence: str) -> None:
         progress("start", 1, 1, sentence)
         write_json(run.path / "run.json", {"data": run.source, "start": sentence})
 
     progress("start", 0, 1, "")
-    model = build_model(recipe, images, run.pipeline, table, cohort.units(), everyone, persons, say)
-    load = lambda role: model_inputs(model, scans[role], run.store.load(scans[role]))  # noqa: E731
-    learned = model_inputs(model, scans["train"], images)
-    decide = "validation" if rows["validation"] else "train"
-    held_out = load(decide) if decide == "validation" else learned
+    people = [scan.person for scan in scans]
+    model = build_model(recipe, images, run.pipeline, table, cohort.units(), everyone, people, say)
     model.likelihood.check(images)
     model.people.assign(len(images))
-    steps = steps_per_epoch(len(images), section.batch_size)
+    return _Learners(model, model_inputs(model, scans, images), np.array(rows))
+
+
+def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
+    """Train and save the model; returns the seconds that earlier, interrupted attempts had spent."""
+    section, split = recipe.training, run.split
+    model, learned, rows = _learners(run, recipe, progress, "train")
+
+    def load(role: str) -> tuple[list[Scan], dict[str, Any]]:
+        scans = run.cohort.scans_of(split, role)
+        return scans, model_inputs(model, scans, run.store.load(scans))
+
+    decide = "validation" if split.people("validation") else "train"
+    deciders, held_out = load(decide)
+    calibrators = load("calibration")[1] if split.people("calibration") else held_out
+    steps = steps_per_epoch(len(rows), section.batch_size)
     total = steps * section.epochs
-    decided_by = evaluation_dataset(held_out, np.array(rows[decide]), batch_size=section.batch_size)
-    people = [cohort.scans[i].person for i in rows[decide]]
-    watch = HeldOutMetrics(held_out, people, images.mean(axis=0), run.pipeline.mask)
+    number = {scan.path: index for index, scan in enumerate(run.cohort.scans)}
+    decided_by = evaluation_dataset(
+        held_out, np.array([number[scan.path] for scan in deciders]), batch_size=section.batch_size
+    )
+    people = [scan.person for scan in deciders]
+    watch = HeldOutMetrics(held_out, people, learned["image"].mean(axis=0), run.pipeline.mask)
     schedules, warm = recipe.schedules(), recipe.first_candidate()
     checkpoint = Checkpoint(run.path / "checkpoint", patience=section.patience, first_candidate=warm)
     callbacks: list[keras.callbacks.Callback] = [watch, checkpoint]
@@ -243,12 +267,7 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     callbacks.insert(0, _Clock(seconds))
     if done < section.epochs and not checkpoint.finished:
         data = training_dataset(
-            learned,
-            np.array(rows["train"]),
-            batch_size=section.batch_size,
-            epochs=section.epochs,
-            first_epoch=done,
-            seed=section.seed,
+            learned, rows, batch_size=section.batch_size, epochs=section.epochs, first_epoch=done, seed=section.seed
         )
         model.fit(
             data,
@@ -265,13 +284,34 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     for name, schedule in schedules.items():  # the best weights came with the values of their epoch
         model.scheduled[name].assign(schedule(1.0))
     # Residuals of training people are smaller than those of new people, to whom a scale of theirs would not do.
-    model.likelihood.calibrate(model.residual_terms(load("calibration") if rows["calibration"] else held_out)[2])
+    residual = model.residual_terms(calibrators)[2]
+    if section.refit and decide == "validation":
+        model = _refit(run, recipe, checkpoint.best_epoch, progress)
+        if split.people("calibration"):
+            residual = model.residual_terms(load("calibration")[1])[2]
+    model.likelihood.calibrate(residual)
     columns = list(dict.fromkeys(name for row in checkpoint.history for name in row))
     write_table(run.path / "history.csv", checkpoint.history, columns)
     with atomic_path(run.path / "model.keras") as temporary:
         model.save(temporary)
     run.__dict__.pop("model", None)
     return seconds if done else 0.0
+
+
+def _refit(run: Run, recipe: Recipe, epochs: int, progress: Progress) -> VAE:
+    """The recipe's model, learned from training and validation people together for the number of epochs found best."""
+    section = recipe.training
+    model, learned, rows = _learners(run, recipe, progress, "train", "validation")
+    steps = steps_per_epoch(len(rows), section.batch_size)
+    schedules = recipe.schedules()
+    if epochs:
+        report = EpochProgress(lambda n, text: progress("refit", n, steps * epochs, ""), steps)
+        data = training_dataset(learned, rows, batch_size=section.batch_size, epochs=epochs, seed=section.seed)
+        moved = Schedules(steps * section.epochs, schedules)
+        model.fit(data, epochs=epochs, steps_per_epoch=steps, callbacks=[moved, report], shuffle=False, verbose=0)
+    for name, schedule in schedules.items():
+        model.scheduled[name].assign(schedule(1.0))
+    return model
 
 
 class _Clock(keras.callbacks.Callback):

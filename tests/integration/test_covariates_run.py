@@ -47,7 +47,7 @@ def test_run(run):
     age, sex = again.model.covariates
     assert (age.unit, age.low, age.high) == ("years", 10, 70)
     assert sex.levels == ("F", "M")
-    ages = [float(scan.covariates["age"]) for scan in again.cohort.scans_of(again.split, "train")]
+    ages = [float(scan.covariates["age"]) for scan in again.cohort.scans_of(again.split, "train", "validation")]
     assert age.mean == pytest.approx(np.mean(ages), rel=1e-3)
     assert np.isfinite(again.metrics["explained_variance_pca"])
     with (run.path / "history.csv").open() as stream:

@@ -210,3 +210,20 @@ def test_scans_of_one_person_in_two_roles_are_refused(blob_cohort, blob_recipe, 
     table.write_text("\n".join(rows) + "\n")
     with pytest.raises(CohortError, match="All scans of sub-07 must have one role"):
         train(load_recipe(blob_recipe, ["split.column=role"]), table, tmp_path / "run")
+
+
+def test_refit_learns_from_validation_people_too(blob_cohort, blob_recipe, tmp_path):
+    """With no epoch better than the start, the model is probabilistic PCA of both roles; else trained on both."""
+    from kerasvae.networks import fit_core
+
+    options = ["training.epochs=1", "model.core_prior=none", "model.core_mirror=false"]
+    run = train(load_recipe(blob_recipe, [*options, "training.learning_rate=1e-9"]), blob_cohort, tmp_path / "run")
+    images = run.store.load(run.cohort.scans_of(run.split, "train", "validation"))
+    axes = fit_core(images, 3, run.pipeline.mask).axes
+    kernel = run.model.encoder.get_layer("linear_encoder").get_weights()[0]
+    learned = kernel[run.pipeline.mask.ravel()].T
+    cosines = np.abs(np.sum(learned * axes, axis=1)) / np.linalg.norm(learned, axis=1)
+    np.testing.assert_allclose(cosines, 1, atol=1e-4)
+    alone = train(load_recipe(blob_recipe, [*options, "training.refit=false"]), blob_cohort, tmp_path / "alone")
+    assert int(alone.model.people) == 10
+    assert int(run.model.people) == 14
