@@ -303,12 +303,12 @@ def _fit(
     missing: Literal["refuse", "mean"],
     everyone: Sequence[Any],
 ) -> Covariate:
-    texts, known = list(map(_text, cells)), _known(cells)
-    if len(known) < len(texts) and missing == "refuse":
+    known = _known(cells)
+    if len(known) < len(cells) and missing == "refuse":
         raise ArgumentError(
             f"The covariate {name!r}",
             rule="be known for every scan",
-            got=f"{len(texts) - len(known)} missing of {len(texts)}",
+            got=f"{len(cells) - len(known)} missing of {len(cells)}",
             fix='Leave these scans out, or let a missing value count as the mean (missing = "mean")',
         )
     if len(set(known)) < 2:

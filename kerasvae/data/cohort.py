@@ -19,7 +19,7 @@ from kerasvae.covariates import MISSING
 from kerasvae.data.split import Split, split_people
 from kerasvae.errors import CohortError, nearest
 
-__all__ = ["Cohort", "Scan"]
+__all__ = ["Cohort", "Scan", "table_of"]
 
 INCOMPLETE: Mapping[str, str] = MappingProxyType(
     {
@@ -55,6 +55,12 @@ class Scan:
         return f"{self.person}_{self.session}" if self.session else self.person
 
 
+def table_of(scans: Iterable[Scan], names: Iterable[str]) -> dict[str, list[str]]:
+    """Covariates by name, a cell a scan; an empty string where it is missing."""
+    scans = list(scans)
+    return {name: [scan.covariates.get(name, "") for scan in scans] for name in names}
+
+
 @dataclass(frozen=True)
 class Cohort:
     """Scans in a fixed order (by person, then session); the row of a scan is its position.
@@ -79,7 +85,7 @@ class Cohort:
 
     def column(self, name: str) -> list[str]:
         """One covariate, a cell a scan; an empty string where it is missing."""
-        return [scan.covariates.get(name, "") for scan in self.scans]
+        return table_of(self.scans, [name])[name]
 
     def numbers(self, name: str) -> list[float]:
         """One covariate as numbers, a value a scan; two-valued text is coded 0 and 1 in alphabetical order.

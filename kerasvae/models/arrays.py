@@ -66,13 +66,14 @@ class ArrayMethods(Core):
         images = []
         for start in range(0, len(z), batch_size):
             part = slice(start, start + batch_size)
-            given = () if rows is None else (tf.constant(rows[part]),)
+            condition = self._condition(None if rows is None else tf.constant(rows[part]))
+            decoded = self._decoded(tf.constant(z[part]), condition)
             if noise_seed is None:
-                images.append(self.decode_tensors(tf.constant(z[part]), *given).numpy())
+                image = self.likelihood.mean(decoded)
             else:
-                decoded = self._decoded(tf.constant(z[part]), self._condition(*given or (None,)))
                 key = tf.random.experimental.stateless_fold_in(tf.constant([noise_seed, 1], tf.int32), start)
-                images.append(self.likelihood.draw(decoded, key).numpy())
+                image = self.likelihood.draw(decoded, key)
+            images.append(image.numpy())
         return np.concatenate(images)
 
     def reconstruct(self, x: Any, batch_size: int = 8) -> NDArray[np.float32]:

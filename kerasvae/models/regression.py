@@ -86,7 +86,10 @@ class RegressionVAE(VAE):
                 "The prior", rule="be a RegressionPrior", got=type(prior).__name__, fix="Leave it out, or use VAE"
             )
         super().__init__(encoder, decoder, latent_size=size, prior=prior, **kwargs)
-        self.target_coding = Coding(Covariates([target.model_copy(update={"missing": "mean"})]))
+        # what is learned or compared may be unknown, and lie anywhere
+        free = target.model_copy(update={"missing": "mean", "low": None, "high": None})
+        self.targets = Covariates([free])
+        self.target_coding = Coding(self.targets)
         if self.posterior.kind in SAMPLED_POSTERIORS or self.objective.kind in SAMPLED_OBJECTIVES:
             raise ModelError(
                 "The posterior and the objective of a RegressionVAE",
@@ -134,7 +137,7 @@ class RegressionVAE(VAE):
 
     def cost(self, inputs: Inputs, draws: Draws) -> tf.Tensor:
         """As `VAE`, with what is lost in reading the targets that are known: nats, (B,)."""
-        return super().cost(inputs, draws) - self.bound(draws)["target_kl"] + self._target_nats(inputs, draws)
+        return draws.kl + self._target_nats(inputs, draws)
 
     def _context(self, condition: tf.Tensor | None = None) -> Context:
         return super()._context(None)  # covariates are for the networks; the prior's condition is the target
@@ -154,9 +157,7 @@ class RegressionVAE(VAE):
 
     def bound(self, draws: Draws) -> dict[str, tf.Tensor]:
         """The ELBO of the image alone; its KL is that of z and r together, ``target_kl`` the part KL(q(r|x) ‖ p(r))."""
-        f, g = self.reading(draws.parameters)
-        target_kl = tf.reduce_sum(0.5 * (tf.square(f) + tf.square(g) - 1) - tf.math.log(g), axis=-1)
-        bound = super().bound(draws)
+        bound, target_kl = super().bound(draws), self._target_kl(draws)
         return bound | {"elbo": bound["elbo"] - target_kl, "kl": bound["kl"] + target_kl, "target_kl": target_kl}
 
     def terms(self, inputs: Inputs, draws: Draws) -> Terms:
@@ -166,8 +167,12 @@ class RegressionVAE(VAE):
         reported = {**terms.per_subject, **self.bound(draws), "target_nats": nats}
         return terms._replace(loss=terms.loss + nats, per_subject=reported)
 
+    def _target_kl(self, draws: Draws) -> tf.Tensor:
+        f, g = self.reading(draws.parameters)
+        return tf.reduce_sum(0.5 * (tf.square(f) + tf.square(g) - 1) - tf.math.log(g), axis=-1)
+
     def _target_nats(self, inputs: Inputs, draws: Draws) -> tf.Tensor:
-        nats = self.bound(draws)["target_kl"]
+        nats = self._target_kl(draws)
         if inputs.target is None:
             return nats
         f, g = self.reading(draws.parameters)
@@ -182,9 +187,8 @@ class RegressionVAE(VAE):
         checked = super().checked(given)
         if target is None:
             return checked
-        covariates = Covariates([self.target.model_copy(update={"missing": "mean", "low": None, "high": None})])
         values = np.asarray(target, dtype=object).reshape(-1).tolist()
-        return checked | {"target": covariates.matrix({self.target.name: values}, rows=len(checked["image"]))}
+        return checked | {"target": self.targets.matrix({self.target.name: values}, rows=len(checked["image"]))}
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasvae.data import Scan
+from kerasvae.data.cohort import table_of
 from kerasvae.metrics import (
     active_units,
     explained_variance,
@@ -122,12 +123,12 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
 
 def _peer(model: VAE, fit: NDArray, x: NDArray, fitted: list[Scan], scans: list[Scan]) -> NDArray:
     """Reconstructions by PCA, (n, v); of a model with covariates, it too gets them: PCA of what a line leaves."""
-    coding = model.coding
-    if coding is None:
+    covariates, coding = model.covariates, model.coding
+    if covariates is None or coding is None:
         return pca_reconstruct(fit, x, model.latent_size)
 
     def design(of: list[Scan]) -> NDArray[np.float64]:
-        condition = coding(model_inputs(model, of, np.zeros((len(of), *model.data_shape), "f4"))["covariates"])
+        condition = coding(covariates.matrix(table_of(of, covariates.names)))
         return np.column_stack([np.ones(len(of)), condition])
 
     slopes = np.linalg.pinv(design(fitted)) @ fit

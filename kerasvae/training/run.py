@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kerasvae.data import Cohort, Scan, Split
+from kerasvae.data.cohort import table_of
 from kerasvae.data.store import VolumeStore
 from kerasvae.errors import RunError
 from kerasvae.preprocess import Pipeline
@@ -136,14 +137,10 @@ def model_inputs(model: VAE, scans: Sequence[Scan], images: Array) -> dict[str, 
     """
     inputs: dict[str, Any] = {"image": images}
     if model.covariates is not None:
-        inputs["covariates"] = {name: _cells(scans, name) for name in model.covariates.names}
+        inputs["covariates"] = table_of(scans, model.covariates.names)
     if "target" in model.optional_names:
-        inputs["target"] = _cells(scans, model.target.name)
+        inputs["target"] = table_of(scans, [model.target.name])[model.target.name]
     return model.checked(inputs)
-
-
-def _cells(scans: Sequence[Scan], name: str) -> list[str]:
-    return [scan.covariates.get(name, "") for scan in scans]
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:

@@ -18,7 +18,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from kerasvae.data import Cohort, Scan, Split
+from kerasvae.data import Cohort, Split
+from kerasvae.data.cohort import table_of
 from kerasvae.data.dataset import evaluation_dataset, steps_per_epoch, training_dataset
 from kerasvae.errors import RunError
 from kerasvae.models import VAE
@@ -210,13 +211,10 @@ class _Learners(NamedTuple):
 
 def _learners(run: Run, recipe: Recipe, progress: Progress, *roles: str) -> _Learners:
     """Build the recipe's model for the people of these roles."""
-    cohort = run.cohort
-    rows = [index for index, scan in enumerate(cohort.scans) if run.split.roles[scan.person] in roles]
-    scans = [cohort.scans[index] for index in rows]
+    cohort, scans = run.cohort, run.cohort.scans_of(run.split, *roles)
     images = run.store.load(scans)
     known = dict.fromkeys(name for scan in cohort.scans for name in scan.covariates)
-    table = {name: [scan.covariates.get(name, "") for scan in scans] for name in known}
-    everyone = {name: cohort.column(name) for name in known}
+    table, everyone = table_of(scans, known), table_of(cohort.scans, known)
 
     def say(sentence: str) -> None:
         progress("start", 1, 1, sentence)
@@ -227,7 +225,12 @@ def _learners(run: Run, recipe: Recipe, progress: Progress, *roles: str) -> _Lea
     model = build_model(recipe, images, run.pipeline, table, cohort.units(), everyone, people, say)
     model.likelihood.check(images)
     model.people.assign(len(images))
-    return _Learners(model, model_inputs(model, scans, images), np.array(rows))
+    return _Learners(model, model_inputs(model, scans, images), _rows(run, *roles))
+
+
+def _rows(run: Run, *roles: str) -> NDArray[np.int64]:
+    """Rows in the cohort of the scans of these roles, in the order of `Cohort.scans_of`."""
+    return np.array([row for row, scan in enumerate(run.cohort.scans) if run.split.roles[scan.person] in roles])
 
 
 def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
@@ -235,20 +238,16 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     section, split = recipe.training, run.split
     model, learned, rows = _learners(run, recipe, progress, "train")
 
-    def load(role: str) -> tuple[list[Scan], dict[str, Any]]:
+    def load(of: VAE, role: str) -> dict[str, Any]:
         scans = run.cohort.scans_of(split, role)
-        return scans, model_inputs(model, scans, run.store.load(scans))
+        return model_inputs(of, scans, run.store.load(scans))
 
     decide = "validation" if split.people("validation") else "train"
-    deciders, held_out = load(decide)
-    calibrators = load("calibration")[1] if split.people("calibration") else held_out
+    held_out = learned if decide == "train" else load(model, decide)
     steps = steps_per_epoch(len(rows), section.batch_size)
     total = steps * section.epochs
-    number = {scan.path: index for index, scan in enumerate(run.cohort.scans)}
-    decided_by = evaluation_dataset(
-        held_out, np.array([number[scan.path] for scan in deciders]), batch_size=section.batch_size
-    )
-    people = [scan.person for scan in deciders]
+    decided_by = evaluation_dataset(held_out, _rows(run, decide), batch_size=section.batch_size)
+    people = [scan.person for scan in run.cohort.scans_of(split, decide)]
     watch = HeldOutMetrics(held_out, people, learned["image"].mean(axis=0), run.pipeline.mask)
     schedules, warm = recipe.schedules(), recipe.first_candidate()
     checkpoint = Checkpoint(run.path / "checkpoint", patience=section.patience, first_candidate=warm)
@@ -281,19 +280,19 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
         )
     progress("train", total, total, f"best: epoch {checkpoint.best_epoch}")
     checkpoint.use_best()
+    refit = section.refit and decide == "validation"
+    final = _refit(run, recipe, checkpoint.best_epoch, progress) if refit else model
     for name, schedule in schedules.items():  # the best weights came with the values of their epoch
         model.scheduled[name].assign(schedule(1.0))
-    # Residuals of training people are smaller than those of new people, to whom a scale of theirs would not do.
-    residual = model.residual_terms(calibrators)[2]
-    if section.refit and decide == "validation":
-        model = _refit(run, recipe, checkpoint.best_epoch, progress)
-        if split.people("calibration"):
-            residual = model.residual_terms(load("calibration")[1])[2]
-    model.likelihood.calibrate(residual)
+        final.scheduled[name].assign(schedule(1.0))
+    # Residuals of people who were learned from are smaller than those of new people, to whom a scale of theirs would
+    # not do: without calibration people the model judges that has not seen those who decide.
+    judge, judged = (final, load(final, "calibration")) if split.people("calibration") else (model, held_out)
+    final.likelihood.calibrate(judge.residual_terms(judged)[2])
     columns = list(dict.fromkeys(name for row in checkpoint.history for name in row))
     write_table(run.path / "history.csv", checkpoint.history, columns)
     with atomic_path(run.path / "model.keras") as temporary:
-        model.save(temporary)
+        final.save(temporary)
     run.__dict__.pop("model", None)
     return seconds if done else 0.0
 
@@ -303,14 +302,11 @@ def _refit(run: Run, recipe: Recipe, epochs: int, progress: Progress) -> VAE:
     section = recipe.training
     model, learned, rows = _learners(run, recipe, progress, "train", "validation")
     steps = steps_per_epoch(len(rows), section.batch_size)
-    schedules = recipe.schedules()
     if epochs:
         report = EpochProgress(lambda n, text: progress("refit", n, steps * epochs, ""), steps)
         data = training_dataset(learned, rows, batch_size=section.batch_size, epochs=epochs, seed=section.seed)
-        moved = Schedules(steps * section.epochs, schedules)
+        moved = Schedules(steps * section.epochs, recipe.schedules())
         model.fit(data, epochs=epochs, steps_per_epoch=steps, callbacks=[moved, report], shuffle=False, verbose=0)
-    for name, schedule in schedules.items():
-        model.scheduled[name].assign(schedule(1.0))
     return model
 
 
