@@ -25,6 +25,7 @@ def training_dataset(
     epochs: int,
     first_epoch: int = 0,
     seed: int = 0,
+    groups: NDArray[np.int64] | None = None,
 ) -> tf.data.Dataset:
     """Epochs `first_epoch` to `epochs` one after the other, each in an order of its own.
 
@@ -38,18 +39,28 @@ def training_dataset(
         epochs: Number of epochs of the whole training.
         first_epoch: The epoch to begin with.
         seed: Seed of the order.
+        groups: A number for each image, (n,): batches then hold images of one number only, and an epoch goes through
+            the numbers in rising order, each in an order of its own.
 
     Returns:
-        Batches with the names of `inputs` and ``row``, (b,); ``steps_per_epoch(n, batch_size)`` of them an epoch.
+        Batches with the names of `inputs` and ``row``, (b,); ``steps_per_epoch(n, batch_size)`` of them an epoch, for
+        each group where there are groups.
     """
-    count = len(rows)
+    members = [np.arange(len(rows))] if groups is None else [np.flatnonzero(groups == g) for g in np.unique(groups)]
+
+    def of_group(member: NDArray[np.int64], key: tf.Tensor) -> tf.data.Dataset:
+        last = tf.constant(len(member) - 1, tf.int64)
+        shuffled = tf.data.Dataset.range(len(member)).map(
+            lambda i: tf.gather(member, tf.random.experimental.index_shuffle(i, seed=key, max_index=last))
+        )
+        return shuffled.batch(batch_size)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         key = tf.stack([tf.constant(seed, tf.int64), number])
-        indices = tf.data.Dataset.range(count).map(
-            lambda i: tf.random.experimental.index_shuffle(i, seed=key, max_index=tf.constant(count - 1, tf.int64))
-        )
-        return indices.batch(batch_size)
+        batches, *others = [of_group(member, key) for member in members]
+        for other in others:
+            batches = batches.concatenate(other)
+        return batches
 
     batches = tf.data.Dataset.range(first_epoch, epochs).flat_map(epoch)
     return _gather(batches, inputs, rows)

@@ -8,11 +8,15 @@ from kerasvae.networks.conv import conv_decoder, conv_encoder  # noqa: E402
 from kerasvae.networks.core import Core, core_codes, fit_core  # noqa: E402
 from kerasvae.networks.dense import dense_decoder, dense_encoder  # noqa: E402
 from kerasvae.networks.ladder import ladder_encoder  # noqa: E402
-from kerasvae.networks.linear import linear_start  # noqa: E402
+from kerasvae.networks.left_out import LeftOut, left_out_cores  # noqa: E402
+from kerasvae.networks.linear import linear_start, use_core  # noqa: E402
 from kerasvae.networks.prior_covariance import SmoothPrior  # noqa: E402
+from kerasvae.networks.refine import Refine  # noqa: E402
 
 __all__ = [
     "Core",
+    "LeftOut",
+    "Refine",
     "SmoothPrior",
     "conv_decoder",
     "conv_encoder",
@@ -21,5 +25,7 @@ __all__ = [
     "dense_encoder",
     "fit_core",
     "ladder_encoder",
+    "left_out_cores",
     "linear_start",
+    "use_core",
 ]

@@ -24,6 +24,7 @@ from kerasvae.networks.covariance_map import (
     leading_axes,
     mirror_index,
     residuals_of,
+    sample_axes,
     tempered,
 )
 from kerasvae.networks.prior_covariance import Kind, PriorCovariance, SmoothPrior, checked_spacing
@@ -47,6 +48,7 @@ class Core(NamedTuple):
         mirrored: Whether left and right were exchanged to double the sample.
         priors: What was believed of the covariance beforehand; nothing in plain probabilistic PCA.
         choice: What cross-validation said of it, where it was asked to choose.
+        rotation: Of codes, (q, q): what turns codes along the axes into the model's; None for the axes themselves.
     """
 
     mean: NDArray[np.float32]
@@ -57,6 +59,7 @@ class Core(NamedTuple):
     mirrored: bool = False
     priors: tuple[SmoothPrior, ...] = ()
     choice: Choice | None = None
+    rotation: NDArray[np.float32] | None = None
 
     def describe(self) -> str:
         """How the axes were found, as one sentence.
@@ -174,18 +177,13 @@ def _of_sample(
     flat: NDArray[np.float32], latent_size: int, design: NDArray[np.float64], exchange: NDArray[np.intp] | None
 ) -> Core:
     """Maximum likelihood: eigenvectors of the sample covariance."""
-    fitted, centred = residuals_of(flat, design)
-    if exchange is not None:
-        centred = np.concatenate([centred, centred[:, exchange]])
-    gram = centred.astype(np.float64) @ centred.T.astype(np.float64) / len(centred)
-    values, vectors = np.linalg.eigh(gram)
-    values, vectors = np.clip(values[::-1], 0, None), vectors[:, ::-1]
-    kept = min(_supported(flat, design, latent_size), int((values > values[0] * 1e-10).sum()))
+    fitted, residuals = residuals_of(flat, design)
+    values, axes = sample_axes(residuals, _supported(flat, design, latent_size), exchange)
+    kept = len(axes)
     if values[0] <= 0 or kept < 1:
         raise _no_variance()
     noise = float((values.sum() - values[:kept].sum()) / (flat.shape[1] - kept))
     noise = max(noise, 1e-12 * float(values[0]))
-    axes = (vectors[:, :kept] / np.sqrt(values[:kept] * len(centred))).T @ centred
     return _filled(fitted, axes, values[:kept], noise, latent_size)._replace(mirrored=exchange is not None)
 
 

@@ -28,7 +28,7 @@ from kerasvae.errors import ArgumentError
 from kerasvae.networks.prior_covariance import Kind, PriorCovariance, SmoothPrior
 from kerasvae.types import Array, Mask
 
-__all__ = ["KINDS", "Choice", "choose_prior", "held_out_scale", "leading_axes", "mirror_index"]
+__all__ = ["KINDS", "Choice", "choose_prior", "held_out_scale", "leading_axes", "mirror_index", "sample_axes"]
 
 FOLDS = 5
 KINDS: tuple[Kind, ...] = ("variance", "deformation")
@@ -88,6 +88,25 @@ def deviation_of(residuals: Array, mirror: Index | None) -> Array:
     """Standard deviation of each voxel, (v,), over people and, where asked for, their mirror images."""
     variance = np.square(residuals).mean(axis=0)
     return np.sqrt(variance if mirror is None else (variance + variance[mirror]) / 2)
+
+
+def sample_axes(residuals: Array, count: int, mirror: Index | None = None) -> tuple[NDArray[np.float64], Array]:
+    """Eigenpairs of S, through the n × n Gram matrix.
+
+    Args:
+        residuals: Images minus what is expected of them, (n, v).
+        count: Number of axes, at most; those without variance are left out.
+        mirror: As for `leading_axes`.
+
+    Returns:
+        All eigenvalues that S can have, largest first, and the leading orthonormal axes as rows, (≤ count, v).
+    """
+    centred = residuals if mirror is None else np.concatenate([residuals, residuals[:, mirror]])
+    gram = centred.astype(np.float64) @ centred.T.astype(np.float64) / len(centred)
+    values, vectors = np.linalg.eigh(gram)
+    values, vectors = np.clip(values[::-1], 0, None), vectors[:, ::-1]
+    kept = min(count, int((values > values[0] * 1e-10).sum()))
+    return values, (vectors[:, :kept] / np.sqrt(values[:kept] * len(centred))).T @ centred
 
 
 def leading_axes(

@@ -22,6 +22,7 @@ and a smooth prior.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -29,11 +30,15 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from kerasvae.errors import ArgumentError
 from kerasvae.networks.condition import condition_input, inputs_of, with_condition
 from kerasvae.networks.core import Core
+from kerasvae.networks.refine import Refine, box_of
 from kerasvae.types import Mask
 
-__all__ = ["linear_start"]
+__all__ = ["linear_start", "use_core"]
+
+ENCODER_LINE, DECODER_LINE = "linear_encoder", "linear_decoder"
 
 
 @keras.saving.register_keras_serializable("kerasvae")
@@ -50,11 +55,13 @@ class Gate(keras.layers.Layer):
 
 
 def linear_start(
-    encoder: keras.Model,
-    decoder: keras.Model,
+    encoder: keras.Model | None,
+    decoder: keras.Model | None,
     core: Core,
     mask: Mask | None = None,
     *,
+    data_shape: Sequence[int] | None = None,
+    refine: Sequence[int] = (),
     floor: float = 1e-4,
     reading: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> tuple[keras.Model, keras.Model]:
@@ -62,52 +69,112 @@ def linear_start(
 
     Args:
         encoder: (batch, *data_shape) to (batch, 2q), parameters of a `NormalPosterior`, or more, as `RegressionVAE`
-            needs; with covariates from [images, condition].
-        decoder: (batch, q) to (batch, *data_shape); with covariates from [codes, condition].
+            needs; with covariates from [images, condition]. None for no network beside the line.
+        decoder: (batch, q) to (batch, *data_shape); with covariates from [codes, condition]. None as for the encoder.
         core: From `fit_core`.
         mask: The mask that `core` was fitted in.
+        data_shape: Shape of one subject, where neither encoder nor mask tells it.
+        refine: Hidden channels of a `Refine` layer before the encoder's line, and of another behind the decoder's;
+            empty for none.
         floor: The `NormalPosterior`'s floor, so that its standard deviations come out as probabilistic PCA's.
         reading: What the encoder gives beside the posterior's parameters, e numbers, at first: weights (q, e) and
-            biases (e,) of a line in the posterior mean; by default zeros.
+            biases (e,) of a line in the posterior mean; by default zeros, as many as `encoder` is wider than 2q.
 
     Returns:
         Encoder and decoder of the same shapes, equal to probabilistic PCA until they are trained.
+
+    Raises:
+        ArgumentError: If the shape of a subject is not known.
     """
-    shape = tuple((encoder.input_shape[0] if isinstance(encoder.input_shape, list) else encoder.input_shape)[1:])
-    inside = np.ones(shape, bool) if mask is None else np.asarray(mask, bool)
-    loading_scale = np.sqrt(np.maximum(core.eigenvalues - core.noise_variance, 0.0))
-    loadings, slopes = (_spread(rows, inside) for rows in (core.axes * loading_scale[:, None], core.slopes))
-    mean = _spread(core.mean[None], inside)[0]
-    stddev = np.sqrt(core.noise_variance / core.eigenvalues)
-    projection = loadings.T / core.eigenvalues[None].astype(np.float32)
-    image, condition = keras.Input(shape, name="image"), condition_input(len(slopes))
-    flat = with_condition(keras.layers.Flatten()(image), condition)
-    posterior_mean = keras.layers.Dense(len(core.axes), trainable=False, name="linear_encoder")(flat)
-    # softplus⁻¹ of the exact posterior's standard deviation, as a constant bias of the second half.
-    raw = np.log(np.expm1(np.maximum(stddev - floor, 1e-6)))
-    residual = Gate(name="encoder_gate")(encoder(inputs_of(image, condition)))
+    shape, inside = _whole(encoder, mask, data_shape)
     size = 2 * len(core.axes)
-    parameters = Spread(raw.tolist(), name="parameters")([posterior_mean, residual[:, :size]])
-    if rest := encoder.output_shape[-1] - size:  # what a model reads beside the posterior begins as linear in its mean
+    image, condition = keras.Input(shape, name="image"), condition_input(len(core.slopes))
+    seen = _refined(image, core, inside, refine, "encoder_refine") if refine else image
+    flat = with_condition(keras.layers.Flatten()(seen), condition)
+    posterior_mean = keras.layers.Dense(len(core.axes), trainable=False, name=ENCODER_LINE)(flat)
+    # softplus⁻¹ of the exact posterior's standard deviation, as a constant bias of the second half.
+    stddev = np.sqrt(core.noise_variance / core.eigenvalues)
+    raw = np.log(np.expm1(np.maximum(stddev - floor, 1e-6)))
+    residual = None if encoder is None else Gate(name="encoder_gate")(encoder(inputs_of(image, condition)))
+    beside = [] if residual is None else [residual[:, :size]]
+    parameters = Spread(raw.tolist(), name="parameters")([posterior_mean, *beside])
+    rest = 0 if encoder is None else encoder.output_shape[-1] - size
+    if reading is not None:
+        rest = len(reading[1])
+    if rest:  # what a model reads beside the posterior begins as linear in its mean
         line = keras.layers.Dense(rest, kernel_initializer="zeros", name="reading")
         read = line(posterior_mean)
         if reading is not None:
             line.set_weights(list(reading))
-        parameters = keras.layers.Concatenate()([parameters, keras.layers.Add()([read, residual[:, size:]])])
+        read = read if residual is None else keras.layers.Add()([read, residual[:, size:]])
+        parameters = keras.layers.Concatenate()([parameters, read])
     linear_encoder = keras.Model(inputs_of(image, condition), parameters, name="encoder")
 
-    z, condition = keras.Input((len(core.axes),), name="z"), condition_input(len(slopes))
-    linear = keras.layers.Dense(math.prod(shape), trainable=False, name="linear_decoder")(with_condition(z, condition))
-    linear = keras.layers.Reshape(shape)(linear)
-    extra = keras.layers.Reshape((*shape, 1))(decoder(inputs_of(z, condition)))
-    extra = keras.layers.Reshape(shape)(Gate(name="decoder_gate")(extra))
-    linear_decoder = keras.Model(
-        inputs_of(z, condition), keras.layers.Add(name="mean")([linear, extra]), name="decoder"
-    )
-    by_image = np.concatenate([projection, -slopes @ projection])
-    linear_encoder.get_layer("linear_encoder").set_weights([by_image, -mean @ projection])
-    linear_decoder.get_layer("linear_decoder").set_weights([np.concatenate([loadings, slopes]), mean])
+    z, condition = keras.Input((len(core.axes),), name="z"), condition_input(len(core.slopes))
+    linear = keras.layers.Dense(math.prod(shape), trainable=False, name=DECODER_LINE)(with_condition(z, condition))
+    made = keras.layers.Reshape(shape)(linear)
+    if refine:
+        made = _refined(made, core, inside, refine, "decoder_refine")
+    if decoder is not None:
+        extra = keras.layers.Reshape((*shape, 1))(decoder(inputs_of(z, condition)))
+        extra = keras.layers.Reshape(shape)(Gate(name="decoder_gate")(extra))
+        made = keras.layers.Add(name="mean")([made, extra])
+    linear_decoder = keras.Model(inputs_of(z, condition), made, name="decoder")
+    use_core(linear_encoder, linear_decoder, core, inside)
     return linear_encoder, linear_decoder
+
+
+def use_core(encoder: keras.Model, decoder: keras.Model, core: Core, mask: Mask | None = None) -> None:
+    """Exchange the lines of networks from `linear_start` for those of another core of the same size.
+
+    Args:
+        encoder: From `linear_start`.
+        decoder: As well.
+        core: Its mean, axes, slopes and rotation are taken; the posterior's standard deviation stays as it is.
+        mask: As for `linear_start`.
+    """
+    shape = encoder.input_shape[0] if isinstance(encoder.input_shape, list) else encoder.input_shape
+    inside = np.ones(shape[1:], bool) if mask is None else np.asarray(mask, bool)
+    loading_scale = np.sqrt(np.maximum(core.eigenvalues - core.noise_variance, 0.0))
+    loadings, slopes = (_spread(rows, inside) for rows in (core.axes * loading_scale[:, None], core.slopes))
+    mean = _spread(core.mean[None], inside)[0]
+    projection = loadings.T / core.eigenvalues[None].astype(np.float32)
+    if core.rotation is not None:
+        loadings, projection = core.rotation @ loadings, projection @ core.rotation.T
+    by_image = np.concatenate([projection, -slopes @ projection])
+    encoder.get_layer(ENCODER_LINE).set_weights([by_image, -mean @ projection])
+    decoder.get_layer(DECODER_LINE).set_weights([np.concatenate([loadings, slopes]), mean])
+
+
+def _whole(
+    encoder: keras.Model | None, mask: Mask | None, data_shape: Sequence[int] | None
+) -> tuple[tuple[int, ...], Mask]:
+    """The shape of a subject, and the mask on it."""
+    if encoder is not None:
+        shape = (encoder.input_shape[0] if isinstance(encoder.input_shape, list) else encoder.input_shape)[1:]
+    elif data_shape is not None:
+        shape = data_shape
+    elif mask is not None:
+        shape = mask.shape
+    else:
+        raise ArgumentError(
+            "data_shape", rule="be given without encoder and mask", got=None, fix="Give the shape of one subject"
+        )
+    shape = tuple(int(n) for n in shape)
+    return shape, np.ones(shape, bool) if mask is None else np.asarray(mask, bool)
+
+
+def _refined(x: keras.KerasTensor, core: Core, inside: Mask, filters: Sequence[int], name: str) -> keras.KerasTensor:
+    """A `Refine` layer that knows the core's mean and the standard deviation that it gives each voxel."""
+    layer = Refine(inside.shape, box_of(inside), filters, name=name)
+    refined = layer(x)
+    beyond = np.maximum(core.eigenvalues - core.noise_variance, 0.0)[:, None]
+    stddev = np.sqrt(core.noise_variance + (beyond * np.square(core.axes, dtype=np.float64)).sum(axis=0))
+    mean, spread = (
+        _spread(row[None].astype(np.float32), inside)[0].reshape(inside.shape) for row in (core.mean, stddev)
+    )
+    layer.set_maps(mean, spread, inside)
+    return refined
 
 
 def _spread(rows: NDArray[np.float32], inside: Mask) -> NDArray[np.float32]:
@@ -119,7 +186,7 @@ def _spread(rows: NDArray[np.float32], inside: Mask) -> NDArray[np.float32]:
 
 @keras.saving.register_keras_serializable("kerasvae")
 class Spread(keras.layers.Layer):
-    """Join a posterior mean and a constant raw scale, and add a residual to both halves.
+    """Join a posterior mean and a constant raw scale, and add a residual to both halves where there is one.
 
     Args:
         raw: The raw scale of each dimension at the start (before the posterior's softplus), length q.
@@ -135,10 +202,11 @@ class Spread(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: list[Any]) -> Any:
-        """(batch, q) mean and (batch, 2q) residual to (batch, 2q) posterior parameters."""
-        mean, residual = inputs
+        """(batch, q) mean and, where there is one, (batch, 2q) residual to (batch, 2q) posterior parameters."""
+        mean, *residual = inputs
         raw = ops.broadcast_to(ops.cast(self.bias, mean.dtype), ops.shape(mean))
-        return ops.concatenate([mean, raw], axis=-1) + residual
+        parameters = ops.concatenate([mean, raw], axis=-1)
+        return parameters + residual[0] if residual else parameters
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""

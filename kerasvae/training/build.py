@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -20,12 +20,14 @@ from kerasvae.models.coding import Coding
 from kerasvae.models.regression import FLOOR
 from kerasvae.networks import (
     Core,
+    LeftOut,
     conv_decoder,
     conv_encoder,
     core_codes,
     dense_decoder,
     dense_encoder,
     fit_core,
+    left_out_cores,
     linear_start,
 )
 from kerasvae.objectives import Objective, WithMSSSIM
@@ -33,7 +35,25 @@ from kerasvae.preprocess import Pipeline
 from kerasvae.training.recipe import ModelSection, Recipe
 from kerasvae.types import Array, Mask
 
-__all__ = ["build_model", "kinds"]
+__all__ = ["Built", "build_model", "kinds"]
+
+
+FEWEST_TO_LEAVE_OUT = 8
+"""People, beside one for each column of a design, below which a core without some of them says little."""
+
+
+class Built(NamedTuple):
+    """A model, and what its linear start is made of.
+
+    Attributes:
+        model: Compiled, not trained.
+        core: The linear start; None without one.
+        left_out: The cores that train it; none where it is trained on the people whom the core knows.
+    """
+
+    model: VAE
+    core: Core | None = None
+    left_out: Sequence[LeftOut] = ()
 
 
 def kinds(module: Any, base: Any) -> dict[str, Any]:
@@ -56,7 +76,7 @@ def build_model(
     limits: Mapping[str, Sequence[str]] | None = None,
     people: Sequence[str] | None = None,
     tell: Callable[[str], None] = lambda sentence: None,
-) -> VAE:
+) -> Built:
     """The recipe's model; covariates and a linear start are fitted to the training people.
 
     Args:
@@ -75,6 +95,13 @@ def build_model(
         ModelError: If the parts do not go together.
     """
     section, shape = recipe.model, images.shape[1:]
+    if section.network == "refine" and section.start != "linear":
+        raise RecipeError(
+            "model.network",
+            rule="be 'conv' or 'dense' without a linear start, for there is nothing to refine",
+            got="'refine'",
+            fix='Set model.start = "linear", or another network',
+        )
     covariates, target = _covariates(section, table or {}, units or {}, limits or {})
     condition = None if covariates is None else Coding(covariates)(covariates.matrix(table or {})).numpy()
     condition_size = 0 if condition is None else condition.shape[1]
@@ -86,16 +113,22 @@ def build_model(
     likelihood = _likelihood(section, shape, pipeline.mask)
     width = posterior.parameter_size(section.latent_size) + (2 if target else 0)
     encoder, decoder = _networks(recipe, shape, width, likelihood.channels, condition_size)
+    core, left_out = None, []
     if section.start == "linear":
         _check_linear(section)
         core = _core(recipe, images, pipeline, condition, people)
         tell(core.describe())
+        if recipe.training.cross_fit:
+            left_out = _left_out(recipe, images, core, pipeline, condition, people)
         reading = None
         if target:
             values = Covariates([target]).matrix({target.name: (table or {})[target.name]})[:, 0]
             codes = core_codes(core, images, pipeline.mask, condition)
             reading = _regression_start(prior, codes, core.noise_variance / core.eigenvalues, values, target)
-        encoder, decoder = linear_start(encoder, decoder, core, pipeline.mask, reading=reading)
+        refine = section.refine if section.network == "refine" else ()
+        encoder, decoder = linear_start(
+            encoder, decoder, core, pipeline.mask, data_shape=shape, refine=refine, reading=reading
+        )
         likelihood.set_sigma(float(np.sqrt(core.noise_variance)))
     parts: dict[str, Any] = {
         "posterior": posterior,
@@ -107,7 +140,7 @@ def build_model(
     }
     model = RegressionVAE(encoder, decoder, target=target, **parts) if target else VAE(encoder, decoder, **parts)
     model.compile(keras.optimizers.Adam(recipe.training.learning_rate))
-    return model
+    return Built(model, core, left_out)
 
 
 def _covariates(
@@ -172,6 +205,24 @@ def _core(
     )
 
 
+def _left_out(
+    recipe: Recipe,
+    images: Array,
+    core: Core,
+    pipeline: Pipeline,
+    condition: NDArray[np.float32] | None,
+    people: Sequence[str] | None,
+) -> list[LeftOut]:
+    """Cores of all but a fold of the people; none where the people are too few."""
+    columns = 1 + (0 if condition is None else condition.shape[1])
+    if len(set(people) if people is not None else images) < FEWEST_TO_LEAVE_OUT + columns:
+        return []
+    spacing = None if recipe.model.core_prior == "none" else pipeline.grid.spacing
+    return left_out_cores(
+        images, core, pipeline.mask, condition, spacing_mm=spacing, groups=people, seed=recipe.training.seed
+    )
+
+
 def _regression_start(
     prior: Prior,
     codes: NDArray[np.float64],
@@ -210,8 +261,11 @@ def _regression_start(
 
 def _networks(
     recipe: Recipe, shape: tuple[int, ...], width: int, channels: int, condition_size: int
-) -> tuple[keras.Model, keras.Model]:
+) -> tuple[keras.Model | None, keras.Model | None]:
+    """The networks, or nothing where a linear start is refined and has none beside it."""
     section = recipe.model
+    if section.network == "refine":
+        return None, None
     if section.network == "dense":
         made = (*shape, channels) if channels > 1 else shape
         encoder = dense_encoder(shape, width, condition_size=condition_size)

@@ -162,7 +162,8 @@ class Schedules(keras.callbacks.Callback):
 
     Args:
         total_steps: Steps of the whole training, also where it is resumed.
-        schedules: Name of a number that the objective schedules, e.g. ``"beta"``, to its schedule.
+        schedules: Name of a number that the objective schedules, e.g. ``"beta"``, to its schedule; ``"learning_rate"``
+            is the optimiser's.
 
     Raises:
         ArgumentError: When training begins, if the model's objective does not schedule one of the names.
@@ -187,7 +188,7 @@ class Schedules(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Refuse names that the objective does not schedule."""
-        valid = dict(getattr(self.model, "scheduled", {}))
+        valid = {**getattr(self.model, "scheduled", {}), "learning_rate": None}
         for name in self.schedules:
             if name not in valid:
                 close = nearest(name, valid)
@@ -208,7 +209,8 @@ class Schedules(keras.callbacks.Callback):
 
     def _assign(self, fraction: float) -> None:
         for name, schedule in self.schedules.items():
-            self.model.scheduled[name].assign(schedule(fraction))
+            number = self.model.optimizer.learning_rate if name == "learning_rate" else self.model.scheduled[name]
+            number.assign(schedule(fraction))
 
 
 class EpochProgress(keras.callbacks.Callback):

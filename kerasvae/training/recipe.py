@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kerasvae.errors import KerasVAEError, RecipeError, nearest
 from kerasvae.preprocess import Intensity
-from kerasvae.training.schedules import Linear, Schedule
+from kerasvae.training.schedules import Cosine, Linear, Schedule
 
 __all__ = ["Recipe", "load_recipe", "shipped_recipes"]
 
@@ -81,7 +81,13 @@ class ModelSection(Section):
     """`[model]`: networks and distributions."""
 
     latent_size: int = Field(32, ge=1, description="number of latent dimensions")
-    network: Literal["conv", "dense"] = Field("conv", description="kind of encoder and decoder: conv or dense")
+    network: Literal["conv", "dense", "refine"] = Field(
+        "conv",
+        description="kind of encoder and decoder; refine: corrections of a linear start by each voxel's surroundings",
+    )
+    refine: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (16, 16), min_length=1, description="channels of refine's hidden layers"
+    )
     filters: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (16, 32, 64), description="channels of each level of conv; each level halves the axes"
     )
@@ -132,6 +138,8 @@ class TrainingSection(Section):
     beta: float = Field(1.0, ge=0, description="weight of the KL; 1 is the ELBO")
     warm_up: Fraction = Field(0.0, description="fraction of the steps over which beta rises from 0")
     patience: int = Field(10, ge=1, description="epochs without a better validation ELBO before training stops")
+    decay: Literal["none", "cosine"] = Field("none", description="of the learning rate, to 0 at the last epoch")
+    cross_fit: bool = Field(True, description="linear start: train on people whom the core was not fitted to")
     refit: bool = Field(True, description="at last, learn from training and validation people together")
     seed: int = Field(0, ge=0, description="of weights, order and draws")
     deterministic: bool = Field(True, description="same machine, same versions: same result, bit for bit")
@@ -165,11 +173,14 @@ class Recipe(Section):
                     fix="Take one of them out",
                 )
             schedules["beta"] = Linear(0.0, section.beta, end=section.warm_up)
+        if section.decay == "cosine":
+            schedules["learning_rate"] = Cosine(section.learning_rate, 0.0)
         return schedules
 
     def first_candidate(self) -> int:
-        """The first epoch whose weights may be the best: all schedules have arrived."""
-        settled = max((schedule.settled for schedule in self.schedules().values()), default=0.0)
+        """The first epoch whose weights may be the best: all numbers of the model have arrived."""
+        numbers = [schedule for name, schedule in self.schedules().items() if name != "learning_rate"]
+        settled = max((schedule.settled for schedule in numbers), default=0.0)
         return math.ceil(settled * self.training.epochs)
 
     def to_toml(self) -> str:

@@ -27,6 +27,7 @@ from kerasvae.preprocess import Pipeline, fit_pipeline, grid_of
 from kerasvae.storage import atomic_path, recover
 from kerasvae.training.build import build_model
 from kerasvae.training.callbacks import Checkpoint, EpochProgress, HeldOutMetrics, Schedules
+from kerasvae.training.cross_fit import CrossFit
 from kerasvae.training.evaluate import evaluate
 from kerasvae.training.recipe import Recipe
 from kerasvae.training.run import Run, load_run, model_inputs, write_json, write_scans, write_table
@@ -207,6 +208,31 @@ class _Learners(NamedTuple):
     model: VAE
     inputs: dict[str, Any]
     rows: NDArray[np.int64]
+    cross_fit: CrossFit | None
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch."""
+        whole = steps_per_epoch(len(self.rows), self.batch_size)
+        return whole if self.cross_fit is None else len(self.cross_fit.fold_of_batch)
+
+    @property
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        """Those that must come first."""
+        return [] if self.cross_fit is None else [self.cross_fit]
+
+    def dataset(self, epochs: int, seed: int, first_epoch: int = 0) -> tf.data.Dataset:
+        """Their batches."""
+        return training_dataset(
+            self.inputs,
+            self.rows,
+            batch_size=self.batch_size,
+            epochs=epochs,
+            first_epoch=first_epoch,
+            seed=seed,
+            groups=None if self.cross_fit is None else self.cross_fit.groups,
+        )
 
 
 def _learners(run: Run, recipe: Recipe, progress: Progress, *roles: str) -> _Learners:
@@ -222,10 +248,14 @@ def _learners(run: Run, recipe: Recipe, progress: Progress, *roles: str) -> _Lea
 
     progress("start", 0, 1, "")
     people = [scan.person for scan in scans]
-    model = build_model(recipe, images, run.pipeline, table, cohort.units(), everyone, people, say)
+    built = build_model(recipe, images, run.pipeline, table, cohort.units(), everyone, people, say)
+    model, size = built.model, recipe.training.batch_size
     model.likelihood.check(images)
     model.people.assign(len(images))
-    return _Learners(model, model_inputs(model, scans, images), _rows(run, *roles))
+    cross_fit = None
+    if built.core is not None and built.left_out:
+        cross_fit = CrossFit(built.core, built.left_out, run.pipeline.mask, size)
+    return _Learners(model, model_inputs(model, scans, images), _rows(run, *roles), cross_fit, size)
 
 
 def _rows(run: Run, *roles: str) -> NDArray[np.int64]:
@@ -236,7 +266,8 @@ def _rows(run: Run, *roles: str) -> NDArray[np.int64]:
 def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     """Train and save the model; returns the seconds that earlier, interrupted attempts had spent."""
     section, split = recipe.training, run.split
-    model, learned, rows = _learners(run, recipe, progress, "train")
+    learners = _learners(run, recipe, progress, "train")
+    model, learned = learners.model, learners.inputs
 
     def load(of: VAE, role: str) -> dict[str, Any]:
         scans = run.cohort.scans_of(split, role)
@@ -244,7 +275,7 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
 
     decide = "validation" if split.people("validation") else "train"
     held_out = learned if decide == "train" else load(model, decide)
-    steps = steps_per_epoch(len(rows), section.batch_size)
+    steps = learners.steps
     total = steps * section.epochs
     decided_by = evaluation_dataset(held_out, _rows(run, decide), batch_size=section.batch_size)
     people = [scan.person for scan in run.cohort.scans_of(split, decide)]
@@ -263,13 +294,10 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     callbacks.insert(0, Schedules(total, schedules))
     callbacks.append(EpochProgress(lambda n, text: progress("train", n, total, text), steps, done * steps))
     seconds = float(checkpoint.history[-1].get("seconds", 0.0))
-    callbacks.insert(0, _Clock(seconds))
+    callbacks = [*learners.callbacks, _Clock(seconds), *callbacks]
     if done < section.epochs and not checkpoint.finished:
-        data = training_dataset(
-            learned, rows, batch_size=section.batch_size, epochs=section.epochs, first_epoch=done, seed=section.seed
-        )
         model.fit(
-            data,
+            learners.dataset(section.epochs, section.seed, done),
             epochs=section.epochs,
             initial_epoch=done,
             steps_per_epoch=steps,
@@ -283,8 +311,9 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     refit = section.refit and decide == "validation"
     final = _refit(run, recipe, checkpoint.best_epoch, progress) if refit else model
     for name, schedule in schedules.items():  # the best weights came with the values of their epoch
-        model.scheduled[name].assign(schedule(1.0))
-        final.scheduled[name].assign(schedule(1.0))
+        for each in (model, final):
+            if name in each.scheduled:
+                each.scheduled[name].assign(schedule(1.0))
     # Residuals of people who were learned from are smaller than those of new people, to whom a scale of theirs would
     # not do: without calibration people the model judges that has not seen those who decide.
     judge, judged = (final, load(final, "calibration")) if split.people("calibration") else (model, held_out)
@@ -300,13 +329,19 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
 def _refit(run: Run, recipe: Recipe, epochs: int, progress: Progress) -> VAE:
     """The recipe's model, learned from training and validation people together for the number of epochs found best."""
     section = recipe.training
-    model, learned, rows = _learners(run, recipe, progress, "train", "validation")
-    steps = steps_per_epoch(len(rows), section.batch_size)
+    learners = _learners(run, recipe, progress, "train", "validation")
+    model, steps = learners.model, learners.steps
     if epochs:
         report = EpochProgress(lambda n, text: progress("refit", n, steps * epochs, ""), steps)
-        data = training_dataset(learned, rows, batch_size=section.batch_size, epochs=epochs, seed=section.seed)
         moved = Schedules(steps * section.epochs, recipe.schedules())
-        model.fit(data, epochs=epochs, steps_per_epoch=steps, callbacks=[moved, report], shuffle=False, verbose=0)
+        model.fit(
+            learners.dataset(epochs, section.seed),
+            epochs=epochs,
+            steps_per_epoch=steps,
+            callbacks=[*learners.callbacks, moved, report],
+            shuffle=False,
+            verbose=0,
+        )
     return model
 
 

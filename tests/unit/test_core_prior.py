@@ -164,7 +164,7 @@ def test_without_a_prior_nothing_changes_by_a_bit():
     np.testing.assert_array_equal(core.eigenvalues, np.r_[values[:7], np.full(13, noise)])
     np.testing.assert_array_equal(core.slopes, fitted[1:])
     assert core.noise_variance == noise
-    assert core[5:] == (False, (), None)
+    assert core[5:] == (False, (), None, None)
 
 
 @pytest.mark.parametrize("kind", ["variance", "deformation"])
@@ -336,7 +336,7 @@ def test_a_recipe_asks_for_it(prior):
     images = population("variance", 15, 13)
     people = [f"p{i}" for i in range(15)]
     pipeline = SimpleNamespace(mask=BRAIN, grid=grid)
-    model = build_model(Recipe.model_validate(content), images, pipeline, people=people, tell=said.append)
+    model = build_model(Recipe.model_validate(content), images, pipeline, people=people, tell=said.append).model
     options = {} if prior == "none" else {"prior": prior, "spacing_mm": (4, 4, 4), "mirror": True}
     core = fit_core(images, 3, BRAIN, groups=people, **options)
     assert said == [core.describe()]

@@ -586,7 +586,7 @@ def test_bad_arguments_are_one_sentence(make, match):
 def built(**model):
     section = {"latent_size": 6, "filters": [4, 8], "posterior": "ladder", "prior": "ladder", "start": "random"}
     recipe = parse_recipe({"pipeline": {"intensity": {"kind": "zscore"}}, "model": section | model}, "here")
-    return build_model(recipe, numbers(5, 7, 6, 5).astype("f4"), SimpleNamespace(mask=None))
+    return build_model(recipe, numbers(5, 7, 6, 5).astype("f4"), SimpleNamespace(mask=None)).model
 
 
 def test_a_recipe_makes_a_ladder():

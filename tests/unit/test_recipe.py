@@ -65,7 +65,7 @@ def test_settings_override():
         ("pipeline.intensity.kinds=1", r"Did you mean 'kind'\?"),
         ("training.epochs=0", r"'training\.epochs' of demo must be greater than or equal to 1, but received 0"),
         ("training.epochs=many", "valid integer"),
-        ("model.network=transformer", "'conv' or 'dense'"),
+        ("model.network=transformer", "'conv', 'dense' or 'refine'"),
         ("training.epochs", r"--set must look like section\.key=value"),
         ("name.x=1", "--set must name a key of a table"),
         ("training.learning_rate=nan", "learning_rate"),

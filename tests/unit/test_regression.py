@@ -189,7 +189,9 @@ def test_a_recipe_starts_with_a_reading_of_the_target():
     section = {"latent_size": 4, "filters": [4], "target": "age"}
     recipe = parse_recipe({"pipeline": {"intensity": {"kind": "zscore"}}, "model": section}, "here")
     grid = Grid.of(shape, np.eye(4), "test")
-    model = build_model(recipe, x[:60], Pipeline(grid=grid), {"age": [str(a) for a in age[:60]]}, {"age": "years"})
+    model = build_model(
+        recipe, x[:60], Pipeline(grid=grid), {"age": [str(a) for a in age[:60]]}, {"age": "years"}
+    ).model
     out = model.encode(x[60:])
     scores = PCA(4).fit(x[:60].reshape(60, -1))
     line = LinearRegression().fit(scores.transform(x[:60].reshape(60, -1)), age[:60])

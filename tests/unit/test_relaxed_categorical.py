@@ -200,7 +200,7 @@ def test_a_recipe_builds_it():
         "posterior_options": {"positions": 2, "codebook_size": 7, "temperature": 0.6}, "prior": "uniform_codes",
     }  # fmt: skip
     content = {"pipeline": {"intensity": {"kind": "zscore"}}, "model": section}
-    built = build_model(parse_recipe(content, "here"), numbers(4, 3, 3, 3), SimpleNamespace(mask=None))
+    built = build_model(parse_recipe(content, "here"), numbers(4, 3, 3, 3), SimpleNamespace(mask=None)).model
     assert (built.posterior.kind, built.prior.kind) == ("relaxed_categorical", "uniform_codes")
     assert float(built.scheduled["temperature"]) == pytest.approx(0.6)
     assert built.encode(numbers(4, 3, 3, 3))["codes"].shape == (4, 2)

@@ -328,7 +328,7 @@ def test_a_recipe_builds_it():
         },
         "objective": {"kind": "commitment", "options": {"weight": 0.5}},
     }  # fmt: skip
-    built = build_model(parse_recipe(content, "here"), numbers(4, 3, 3, 3), SimpleNamespace(mask=None))
+    built = build_model(parse_recipe(content, "here"), numbers(4, 3, 3, 3), SimpleNamespace(mask=None)).model
     assert (built.posterior.kind, built.prior.kind, built.objective.constants) == (
         "vector_quantised", "uniform_codes", {"weight": 0.5},
     )  # fmt: skip

@@ -1,0 +1,68 @@
+"""Train what stands beside a linear core on people whom the core does not know: see `kerasvae.networks.left_out`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasvae.networks import Core, LeftOut, use_core
+from kerasvae.types import Mask
+
+__all__ = ["CrossFit"]
+
+
+class CrossFit(keras.callbacks.Callback):
+    """Give a model the core of each batch's fold, and the core of all whenever it is judged, saved or left.
+
+    Batches must hold people of one fold only and come fold by fold, in their order, in each epoch: the data set's
+    `groups` do that.
+
+    Args:
+        core: Of all people; the model was made with it by `linear_start`.
+        folds: From `left_out_cores`.
+        mask: As given to `linear_start`.
+        batch_size: Subjects a batch.
+    """
+
+    def __init__(self, core: Core, folds: Sequence[LeftOut], mask: Mask | None, batch_size: int) -> None:
+        super().__init__()
+        self.core = core
+        self.folds = list(folds)
+        self.mask = mask
+        steps = [-(-len(fold.rows) // batch_size) for fold in self.folds]
+        self.fold_of_batch = np.repeat(np.arange(len(self.folds)), steps)
+        self.current: int | None = None
+
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """The fold of each row."""
+        number = np.zeros(sum(len(fold.rows) for fold in self.folds), np.int64)
+        for index, fold in enumerate(self.folds):
+            number[fold.rows] = index
+        return number
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """The core that does not know the batch's people."""
+        self._use(int(self.fold_of_batch[batch]))
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """The core of all."""
+        self._use(None)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """The core of all."""
+        self._use(None)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """The core of all."""
+        self._use(None)
+
+    def _use(self, fold: int | None) -> None:
+        if fold != self.current:
+            core = self.core if fold is None else self.folds[fold].core
+            use_core(self.model.encoder, self.model.decoder, core, self.mask)
+            self.current = fold
