@@ -1,0 +1,293 @@
+"""Is it out of the mean-brain trap? The shipped recipes against PCA on people whom neither has seen, five folds.
+
+Peers are fitted to the same people (training and validation people of the fold), in the same mask, with as many
+components: PCA (scikit-learn, full SVD), PCA on images and mirror images, which is the augmentation of the recipe's
+start, and the trained model itself with its refinements set to zero, which is its linear start. Intervals are those of
+a bootstrap over people, paired. Test people of a fold are read once; each person is a test person once a seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from sklearn.decomposition import PCA
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import kerasvae
+from kerasvae.data import Cohort
+from kerasvae.networks.covariance_map import mirror_index
+from kerasvae.training.run import Run, model_inputs
+
+RECIPES = {"T1": "t1-4mm", "GM": "gm-4mm"}
+FOLDS = 5
+SEEDS = 3
+DRAWS = 50
+"""Importance samples of the evidence."""
+RESAMPLES = 10_000
+LEAST = {
+    "T1": {"ratio": (1.06, 1.12), "identification": (0.97, 1.0)},
+    "GM": {"ratio": (1.08, 1.15), "identification": (0.93, 1.0)},
+}
+PACKAGES = ("kerasvae", "tensorflow", "keras", "scikit-learn", "numpy")
+Errors = dict[str, NDArray[np.float64]]
+
+
+def run(folder: Path, *, work: Path, epochs: int | None = None, seeds: int = SEEDS) -> list[dict[str, Any]]:
+    """Train what is not there yet and judge it; the rows of the benchmark.
+
+    Args:
+        folder: The IXI derivative.
+        work: Where run folders and figures are kept, to go on from after an interruption.
+        epochs: In the place of the recipes'; rows are then not those of the recipes.
+        seeds: Trainings of each fold.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, recipe in RECIPES.items():
+        by_seed = [_people(folder, work, name, recipe, seed, epochs) for seed in range(seeds)]
+        rows += _rows(name, by_seed)
+    versions = {package: version(package) for package in PACKAGES}
+    return [row | {"versions": versions} for row in rows]
+
+
+def _people(folder: Path, work: Path, name: str, recipe: str, seed: int, epochs: int | None) -> Errors:
+    """Figures of every person, as a test person of one of the folds."""
+    found: list[Errors] = []
+    for fold in range(FOLDS):
+        place = work / f"{recipe}-fold{fold}-seed{seed}" / ("" if epochs is None else f"epochs{epochs}")
+        figures = place / "figures.npz"
+        if not figures.is_file():
+            print(f"{name}, fold {fold}, seed {seed}: training", flush=True)
+            table = _table(folder, place, recipe, fold)
+            settings = ['split.column="role"', "split.stratify=[]", f"training.seed={seed}"]
+            settings += [] if epochs is None else [f"training.epochs={epochs}"]
+            trained = kerasvae.train(kerasvae.load_recipe(recipe, settings), table, place / "run", resume=True)
+            begun = time.perf_counter()
+            judged = _judge(trained)
+            temporary = place / "temporary.npz"
+            np.savez(temporary, **judged)
+            temporary.replace(figures)
+            print(f"  {_line(judged)}; judged in {time.perf_counter() - begun:.0f} s", flush=True)
+        with np.load(figures, allow_pickle=False) as content:
+            found.append({key: np.atleast_1d(content[key]) for key in content.files})
+    return {key: np.concatenate([each[key] for each in found]) for key in found[0]}
+
+
+def _table(folder: Path, place: Path, recipe: str, fold: int) -> Path:
+    """The cohort as a table that says who is in which role."""
+    section = kerasvae.load_recipe(recipe).cohort
+    cohort = Cohort.read(
+        folder,
+        select=section.select,
+        covariates=section.covariates,
+        exclude=section.exclude,
+        incomplete=section.incomplete,
+    )
+    people = np.random.default_rng(0).permutation(sorted(set(cohort.people)))
+    test = set(people[fold::FOLDS])
+    others = [person for person in people if person not in test]
+    role = dict.fromkeys(others, "train") | dict.fromkeys(others[::8], "validation") | dict.fromkeys(test, "test")
+    place.mkdir(parents=True, exist_ok=True)
+    path = place / "people.tsv"
+    columns = ["path", "participant_id", "session_id", "role", *section.covariates]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, delimiter="\t")
+        writer.writeheader()
+        for scan in cohort.scans:
+            known = {name: scan.covariates[name] for name in section.covariates}
+            writer.writerow(
+                {
+                    "path": str(Path(scan.path).resolve()),
+                    "participant_id": scan.person,
+                    "session_id": scan.session or "n/a",
+                    "role": role[scan.person],
+                    **known,
+                }
+            )
+    return path
+
+
+def _judge(trained: Run) -> Errors:
+    """Of each test person: squared errors, whom the reconstruction resembles most, evidence, age read from codes."""
+    model, mask = trained.model, trained.pipeline.mask
+    assert mask is not None
+    learned, test = (trained.cohort.scans_of(trained.split, *roles) for roles in (("train", "validation"), ("test",)))
+    fit, x = (trained.store.load(scans) for scans in (learned, test))
+    mean_image = trained.store.load(trained.cohort.scans_of(trained.split, "train")).mean(axis=0)[mask]
+    mirrored = fit[:, mask][:, mirror_index(mask)]
+    size = model.latent_size
+    plain = PCA(size, svd_solver="full").fit(fit[:, mask])
+    twice = PCA(size, svd_solver="full").fit(np.concatenate([fit[:, mask], mirrored]))
+    inputs = model_inputs(model, test, x)
+    codes = {"ours": (model.encode(model_inputs(model, learned, fit))["mean"], model.encode(inputs)["mean"])}
+    codes["pca"] = (plain.transform(fit[:, mask]), plain.transform(x[:, mask]))
+    evidence = model.log_evidence(inputs, DRAWS).log_evidence
+    made = {
+        "ours": model.reconstruct(inputs)[:, mask],
+        "pca": plain.inverse_transform(codes["pca"][1]),
+        "mirrored": twice.inverse_transform(twice.transform(x[:, mask])),
+        "mean": np.broadcast_to(mean_image, (len(x), int(mask.sum()))),
+    }
+    for network in (model.encoder, model.decoder):
+        for layer in network.layers:
+            if layer.name.endswith("_refine"):
+                layer.last.set_weights([np.zeros_like(w) for w in layer.last.get_weights()])
+    made["start"] = model.reconstruct(inputs)[:, mask]
+    found: Errors = {"people": np.array([scan.person for scan in test])}
+    for name, image in made.items():
+        found[f"error_{name}"] = np.square(x[:, mask] - image, dtype=np.float64).sum(axis=1)
+        distance = np.square(image[:, None] - x[:, mask][None]).sum(axis=2, dtype=np.float64)
+        found[f"found_{name}"] = (distance.argmin(axis=1) == np.arange(len(x))).astype(float)
+    found["evidence_ours"] = np.asarray(evidence) / mask.sum()
+    found["evidence_pca"] = _ppca_evidence(trained, plain, x[:, mask])
+    ages = [np.array([float(scan.covariates["age"]) for scan in scans]) for scans in (learned, test)]
+    found["age"] = ages[1]
+    for name, (known, new) in codes.items():
+        ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 5, 29))).fit(known, ages[0])
+        found[f"age_{name}"] = ridge.predict(new)
+    found["seconds"] = np.array([trained.metrics["seconds"]])
+    found["voxels"] = np.array([float(mask.sum())])
+    return found
+
+
+def _ppca_evidence(trained: Run, pca: PCA, x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Exact log evidence a voxel under probabilistic PCA, σ² being what is best for validation people.
+
+    Validation people judge axes that were fitted to training people alone; σ² then goes with the axes of both.
+    """
+    mask = trained.pipeline.mask
+    train, decide = (
+        trained.store.load(trained.cohort.scans_of(trained.split, role))[:, mask] for role in ("train", "validation")
+    )
+    axes = PCA(pca.n_components, svd_solver="full").fit(train)
+    best = minimize_scalar(
+        lambda log: -_log_evidence(axes, float(np.exp(log)), decide).mean(), bounds=(-12.0, 2.0), method="bounded"
+    )
+    return _log_evidence(pca, float(np.exp(best.x)), x)
+
+
+def _log_evidence(pca: PCA, noise: float, x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """log N(x; μ, U (Λ − σ²) Uᵀ + σ² I) a voxel (Tipping & Bishop 1999), no variance along an axis below σ²."""
+    values = np.maximum(pca.explained_variance_, noise).astype(np.float64)
+    centred = (x - pca.mean_).astype(np.float64)
+    along = np.square(centred @ pca.components_.T.astype(np.float64))
+    around = np.square(centred).sum(axis=1) - along.sum(axis=1)
+    voxels = x.shape[1]
+    determinant = np.log(values).sum() + (voxels - len(values)) * np.log(noise)
+    return -0.5 * (voxels * np.log(2 * np.pi) + determinant + (along / values).sum(axis=1) + around / noise) / voxels
+
+
+def _explained(people: Errors, name: str) -> float:
+    return float(1 - people[f"error_{name}"].sum() / people["error_mean"].sum())
+
+
+def _line(people: Errors) -> str:
+    explained = {name: round(_explained(people, name), 4) for name in ("ours", "start", "mirrored", "pca")}
+    return f"explained variance {json.dumps(explained)}, {people['seconds'].mean():.0f} s"
+
+
+def _resamples(count: int) -> Iterator[NDArray[np.intp]]:
+    rng = np.random.default_rng(1)
+    for _ in range(RESAMPLES):
+        yield rng.integers(0, count, count)
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % of the bootstrap of a mean over people."""
+    means = [values[rows].mean() for rows in _resamples(len(values))]
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def _rows(name: str, by_seed: list[Errors]) -> list[dict[str, Any]]:
+    """The rows; people's figures are means over seeds."""
+    if any((each["people"] != by_seed[0]["people"]).any() for each in by_seed):
+        raise RuntimeError("seeds must have the same people in the same folds; remove the work folder")
+    people = {key: np.mean([each[key] for each in by_seed], axis=0) for key in by_seed[0] if key != "people"}
+    rows = []
+
+    def row(what: str, value: Any, unit: str, peer: str | None = None, at_least: Any = None, aim: Any = None) -> None:
+        ok = None if at_least is None else bool(value >= at_least)
+        made = {"name": f"{name}: {what}", "value": value, "unit": unit, "peer": peer}
+        rows.append(made | {"at_least": at_least, "aim": aim, "ok": ok})
+
+    least = LEAST[name]
+    scale = people["error_mean"].mean()
+    peers = {"pca": "PCA", "mirrored": "PCA on images and mirror images", "start": "its refinements set to zero"}
+    for key, words in peers.items():
+        gain = (people[f"error_{key}"] - people["error_ours"]) / scale
+        low, high = _interval(gain)
+        aim = 0.0
+        judged = 0.0 if key == "pca" or name == "T1" else None
+        row(f"error saved, lower end of 95 % (mean {gain.mean():.4f}, upper end {high:.4f})", low, "variance", words)
+        rows[-1] |= {"at_least": judged, "aim": aim, "ok": None if judged is None else low > 0}
+    ours = _explained(people, "ours")
+    row("explained variance", ours, "ratio", f"PCA: {_explained(people, 'pca'):.4f}")
+    row("explained variance ÷ PCA's", ours / _explained(people, "pca"), "ratio", "PCA", *least["ratio"])
+    against = "PCA on images and mirror images"
+    row(f"explained variance ÷ that of {against}", ours / _explained(people, "mirrored"), "ratio", against, 1.0, 1.06)
+    row("explained variance of its linear start", _explained(people, "start"), "ratio")
+    for seed, each in enumerate(by_seed):
+        row(f"explained variance, seed {seed}", _explained(each, "ours"), "ratio")
+    row(
+        "identification",
+        float(people["found_ours"].mean()),
+        "ratio",
+        f"PCA: {people['found_pca'].mean():.3f}",
+        *least["identification"],
+    )
+    difference = people["evidence_ours"] - people["evidence_pca"]
+    low, high = _interval(difference)
+    row(
+        f"log evidence over exact probabilistic PCA's (95 % {low:.4f} to {high:.4f})",
+        float(difference.mean()),
+        "nats a voxel",
+        "probabilistic PCA, σ² tuned on validation people",
+        0.0,
+        0.0,
+    )
+    rows += _age_rows(name, people)
+    row("time for one fold", float(people["seconds"].mean()), "s", None)
+    rows[-1] |= {"at_least": 600.0, "aim": 300.0, "ok": bool(people["seconds"].mean() <= 600)}
+    return rows
+
+
+def _age_rows(name: str, people: Errors) -> list[dict[str, Any]]:
+    """Correlation of age with what ridge regression reads from codes, beside PCA's scores."""
+    age = people["age"]
+    ours, pca = (float(np.corrcoef(age, people[f"age_{key}"])[0, 1]) for key in ("ours", "pca"))
+    differences = []
+    for rows in _resamples(len(age)):
+        both = [np.corrcoef(age[rows], people[f"age_{key}"][rows])[0, 1] for key in ("ours", "pca")]
+        differences.append(both[0] - both[1])
+    low = float(np.quantile(differences, 0.025))
+    errors = [float(np.abs(age - people[f"age_{key}"]).mean()) for key in ("ours", "pca")]
+    return [
+        {
+            "name": f"{name}: age from latents, r − r(PCA), lower end of 95 % (r {ours:.3f})",
+            "value": low,
+            "unit": "r",
+            "peer": f"PCA: r {pca:.3f}",
+            "at_least": -0.05,
+            "aim": 0.0,
+            "ok": low > -0.05,
+        },
+        {
+            "name": f"{name}: age from latents, mean absolute error",
+            "value": errors[0],
+            "unit": "years",
+            "peer": f"PCA: {errors[1]:.2f}",
+            "at_least": None,
+            "aim": None,
+            "ok": None,
+        },
+    ]
