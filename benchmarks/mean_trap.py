@@ -69,7 +69,7 @@ def _people(folder: Path, work: Path, name: str, recipe: str, seed: int, epochs:
         if not figures.is_file():
             print(f"{name}, fold {fold}, seed {seed}: training", flush=True)
             table = _table(folder, place, recipe, fold)
-            settings = ['split.column="role"', "split.stratify=[]", f"training.seed={seed}"]
+            settings = ["cohort.exclude={}", 'split.column="role"', "split.stratify=[]", f"training.seed={seed}"]
             settings += [] if epochs is None else [f"training.epochs={epochs}"]
             trained = kerasvae.train(kerasvae.load_recipe(recipe, settings), table, place / "run", resume=True)
             begun = time.perf_counter()
