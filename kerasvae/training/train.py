@@ -19,12 +19,14 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerasvae.data import Cohort, Split
+from kerasvae.data.augment import Augmentation
 from kerasvae.data.cohort import table_of
 from kerasvae.data.dataset import evaluation_dataset, steps_per_epoch, training_dataset
 from kerasvae.errors import RunError
 from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline, fit_pipeline, grid_of
 from kerasvae.storage import atomic_path, recover
+from kerasvae.training.augmentation import augmentation_of
 from kerasvae.training.build import build_model
 from kerasvae.training.callbacks import Checkpoint, EpochProgress, HeldOutMetrics, Schedules
 from kerasvae.training.evaluate import evaluate
@@ -202,11 +204,12 @@ def _fit_pipeline(cohort: Cohort, split: Split, recipe: Recipe) -> Pipeline:
 
 
 class _Learners(NamedTuple):
-    """A new model and the people it is to learn from: what it takes of them, and their rows in the cohort."""
+    """A new model and the people it is to learn from: what it takes of them, their rows in the cohort, and changes."""
 
     model: VAE
     inputs: dict[str, Any]
     rows: NDArray[np.int64]
+    augmentation: Augmentation | None
 
 
 def _learners(run: Run, recipe: Recipe, progress: Progress, *roles: str) -> _Learners:
@@ -225,7 +228,9 @@ def _learners(run: Run, recipe: Recipe, progress: Progress, *roles: str) -> _Lea
     model = build_model(recipe, images, run.pipeline, table, cohort.units(), everyone, people, say)
     model.likelihood.check(images)
     model.people.assign(len(images))
-    return _Learners(model, model_inputs(model, scans, images), _rows(run, *roles))
+    inputs = model_inputs(model, scans, images)
+    augmentation = augmentation_of(recipe.augment, run.pipeline, model, inputs, people)
+    return _Learners(model, inputs, _rows(run, *roles), augmentation)
 
 
 def _rows(run: Run, *roles: str) -> NDArray[np.int64]:
@@ -236,7 +241,7 @@ def _rows(run: Run, *roles: str) -> NDArray[np.int64]:
 def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     """Train and save the model; returns the seconds that earlier, interrupted attempts had spent."""
     section, split = recipe.training, run.split
-    model, learned, rows = _learners(run, recipe, progress, "train")
+    model, learned, rows, augmentation = _learners(run, recipe, progress, "train")
 
     def load(of: VAE, role: str) -> dict[str, Any]:
         scans = run.cohort.scans_of(split, role)
@@ -266,7 +271,13 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     callbacks.insert(0, _Clock(seconds))
     if done < section.epochs and not checkpoint.finished:
         data = training_dataset(
-            learned, rows, batch_size=section.batch_size, epochs=section.epochs, first_epoch=done, seed=section.seed
+            learned,
+            rows,
+            batch_size=section.batch_size,
+            epochs=section.epochs,
+            first_epoch=done,
+            seed=section.seed,
+            augmentation=augmentation,
         )
         model.fit(
             data,
@@ -300,11 +311,18 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
 def _refit(run: Run, recipe: Recipe, epochs: int, progress: Progress) -> VAE:
     """The recipe's model, learned from training and validation people together for the number of epochs found best."""
     section = recipe.training
-    model, learned, rows = _learners(run, recipe, progress, "train", "validation")
+    model, learned, rows, augmentation = _learners(run, recipe, progress, "train", "validation")
     steps = steps_per_epoch(len(rows), section.batch_size)
     if epochs:
         report = EpochProgress(lambda n, text: progress("refit", n, steps * epochs, ""), steps)
-        data = training_dataset(learned, rows, batch_size=section.batch_size, epochs=epochs, seed=section.seed)
+        data = training_dataset(
+            learned,
+            rows,
+            batch_size=section.batch_size,
+            epochs=epochs,
+            seed=section.seed,
+            augmentation=augmentation,
+        )
         moved = Schedules(steps * section.epochs, recipe.schedules())
         model.fit(data, epochs=epochs, steps_per_epoch=steps, callbacks=[moved, report], shuffle=False, verbose=0)
     return model
