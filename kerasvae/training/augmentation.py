@@ -24,14 +24,17 @@ from kerasvae.data.augment import (
 from kerasvae.errors import ArgumentError, RecipeError
 from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline
-from kerasvae.training.recipe import AugmentSection
+from kerasvae.training.recipe import Recipe
 from kerasvae.types import Grid
 
 __all__ = ["augmentation_of"]
 
+FADE_MM = 3.0
+"""How fast a skull-stripped image is taken to become black outside the mask; see `Augmentation`."""
+
 
 def augmentation_of(
-    section: AugmentSection,
+    recipe: Recipe,
     pipeline: Pipeline,
     model: VAE,
     inputs: Mapping[str, NDArray[Any]],
@@ -43,7 +46,7 @@ def augmentation_of(
     are mixed with others of the same categories only.
 
     Args:
-        section: Of the recipe.
+        recipe: Its section `augment`, and whether images are skull-stripped.
         pipeline: Its grid, mask and intensity step.
         model: Its covariates say which are categories, its likelihood which values are possible.
         inputs: What the model takes of the training people, each (n, …).
@@ -53,6 +56,7 @@ def augmentation_of(
         RecipeError: If left and right are exchanged on a grid whose middle is not the person's, or augmented images
             have values that the likelihood refuses.
     """
+    section, skull_stripped = recipe.augment, recipe.pipeline.skull_stripped
     images, spacing, mask = inputs["image"], pipeline.grid.spacing, pipeline.mask
     mix, noise = MixNeighbours(section.mix.share, section.mix.neighbours), RandomNoise(section.noise)
     if not noise.off:
@@ -81,6 +85,8 @@ def augmentation_of(
         low=float(inside.min()),
         high=float(inside.max()),
         keep_moments=pipeline.intensity.kind == "zscore",
+        fade_mm=FADE_MM if skull_stripped else None,
+        spacing_mm=spacing,
     )
     rows = np.arange(min(4, len(images)))
     sample = {name: tf.constant(values[rows], tf.float32) for name, values in inputs.items()}

