@@ -13,6 +13,18 @@ from kerasvae.backend import require_tensorflow
 if TYPE_CHECKING:
     from kerasvae.covariates import Covariate, Covariates
     from kerasvae.data import Cohort, Split
+    from kerasvae.data.augment import (
+        Augmentation,
+        MixNeighbours,
+        RandomAffine,
+        RandomBiasField,
+        RandomBlur,
+        RandomElastic,
+        RandomFlip,
+        RandomGamma,
+        RandomNoise,
+        augmented,
+    )
     from kerasvae.data.simulate import simulate
     from kerasvae.distributions import NormalLikelihood, NormalPosterior, StandardNormalPrior
     from kerasvae.models import VAE, MixtureSampler, PriorSampler, RegressionVAE, TwoStageSampler
@@ -43,6 +55,21 @@ _HOMES = {
     "Covariates": "kerasvae.covariates",
     "Cohort": "kerasvae.data",
     "Split": "kerasvae.data",
+    **dict.fromkeys(
+        (
+            "Augmentation",
+            "MixNeighbours",
+            "RandomAffine",
+            "RandomBiasField",
+            "RandomBlur",
+            "RandomElastic",
+            "RandomFlip",
+            "RandomGamma",
+            "RandomNoise",
+            "augmented",
+        ),
+        "kerasvae.data.augment",
+    ),
     "simulate": "kerasvae.data.simulate",
     "NormalLikelihood": "kerasvae.distributions",
     "NormalPosterior": "kerasvae.distributions",
@@ -65,19 +92,28 @@ _HOMES = {
 }
 
 _ON_KERAS = {"train"} | {
-    name for name, home in _HOMES.items() if home.endswith(("distributions", "models", "networks"))
+    name for name, home in _HOMES.items() if home.endswith(("augment", "distributions", "models", "networks"))
 }
 
 __all__ = [
     "VAE",
+    "Augmentation",
     "Cohort",
     "Covariate",
     "Covariates",
+    "MixNeighbours",
     "MixtureSampler",
     "NormalLikelihood",
     "NormalPosterior",
     "Pipeline",
     "PriorSampler",
+    "RandomAffine",
+    "RandomBiasField",
+    "RandomBlur",
+    "RandomElastic",
+    "RandomFlip",
+    "RandomGamma",
+    "RandomNoise",
     "Recipe",
     "RegressionVAE",
     "Run",
@@ -86,6 +122,7 @@ __all__ = [
     "StandardNormalPrior",
     "TwoStageSampler",
     "__version__",
+    "augmented",
     "conv_decoder",
     "conv_encoder",
     "dense_decoder",

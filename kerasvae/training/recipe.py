@@ -16,9 +16,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kerasvae.errors import KerasVAEError, RecipeError, nearest
+from kerasvae.errors import ArgumentError, KerasVAEError, RecipeError, nearest
 from kerasvae.preprocess import Intensity
 from kerasvae.training.schedules import Cosine, Linear, Schedule
 
@@ -75,6 +75,68 @@ class SplitSection(Section):
     def fractions(self) -> dict[str, float]:
         """Role to share."""
         return {role: getattr(self, role) for role in ("train", "validation", "calibration", "test")}
+
+
+class Strength(Section):
+    """A table within `[augment]`, shown as a recipe writes it."""
+
+    def __repr__(self) -> str:
+        return _toml(self.model_dump())
+
+
+class AffineStrength(Strength):
+    """`augment.affine`, see `kerasvae.RandomAffine`."""
+
+    degrees: float = Field(0.0, ge=0, le=45)
+    mm: float = Field(0.0, ge=0)
+    scale: float = Field(0.0, ge=0, le=0.5)
+
+
+class ElasticStrength(Strength):
+    """`augment.elastic`, see `kerasvae.RandomElastic`."""
+
+    mm: float = Field(0.0, ge=0)
+    smoothness_mm: float = Field(24.0, ge=1)
+
+    @model_validator(mode="after")
+    def _without_folds(self) -> ElasticStrength:
+        if self.mm > self.smoothness_mm / 5:
+            raise ArgumentError(
+                "mm",
+                rule="be at most a fifth of smoothness_mm, or images may fold",
+                got=f"{self.mm:g} and {self.smoothness_mm:g}",
+                fix="Lower it, or raise smoothness_mm",
+            )
+        return self
+
+
+class BiasFieldStrength(Strength):
+    """`augment.bias_field`, see `kerasvae.RandomBiasField`."""
+
+    strength: float = Field(0.0, ge=0)
+    smoothness_mm: float = Field(60.0, ge=1)
+
+
+class MixStrength(Strength):
+    """`augment.mix`, see `kerasvae.MixNeighbours`."""
+
+    share: float = Field(0.0, ge=0, le=0.5)
+    neighbours: int = Field(5, ge=1)
+
+
+class AugmentSection(Section):
+    """`[augment]`: random changes of the training images, in this order; all are off at 0."""
+
+    mix: MixStrength = Field(MixStrength(), description="a person and a near one: greatest weight of the other")
+    flip: bool = Field(False, description="exchange left and right in half of the images")
+    affine: AffineStrength = Field(AffineStrength(), description="rotation, shift and change of size lie within ± this")
+    elastic: ElasticStrength = Field(ElasticStrength(), description="standard deviation of a smooth displacement, mm")
+    gamma: float = Field(0.0, ge=0, le=2, description="logarithm of the contrast's exponent lies within ± this")
+    bias_field: BiasFieldStrength = Field(
+        BiasFieldStrength(), description="standard deviation of a smooth field, the logarithm of the gain"
+    )
+    blur_fwhm_mm: float = Field(0.0, ge=0, le=50, description="widest Gaussian, full width at half maximum in mm")
+    noise: float = Field(0.0, ge=0, description="noise, in standard deviations of the training images")
 
 
 class ModelSection(Section):
@@ -152,6 +214,7 @@ class Recipe(Section):
     cohort: CohortSection = CohortSection()
     pipeline: PipelineSection
     split: SplitSection = SplitSection()
+    augment: AugmentSection = AugmentSection()
     model: ModelSection = ModelSection()
     objective: ObjectiveSection = ObjectiveSection()
     training: TrainingSection = TrainingSection()

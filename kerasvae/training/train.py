@@ -19,12 +19,14 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerasvae.data import Cohort, Split
+from kerasvae.data.augment import Augmentation
 from kerasvae.data.cohort import table_of
 from kerasvae.data.dataset import evaluation_dataset, steps_per_epoch, training_dataset
 from kerasvae.errors import RunError
 from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline, fit_pipeline, grid_of
 from kerasvae.storage import atomic_path, recover
+from kerasvae.training.augmentation import augmentation_of
 from kerasvae.training.build import build_model
 from kerasvae.training.callbacks import Checkpoint, EpochProgress, HeldOutMetrics, Schedules
 from kerasvae.training.cross_fit import CrossFit
@@ -203,11 +205,12 @@ def _fit_pipeline(cohort: Cohort, split: Split, recipe: Recipe) -> Pipeline:
 
 
 class _Learners(NamedTuple):
-    """A new model and the people it is to learn from: what it takes of them, and their rows in the cohort."""
+    """A new model and the people it is to learn from: what it takes of them, their rows in the cohort, and changes."""
 
     model: VAE
     inputs: dict[str, Any]
     rows: NDArray[np.int64]
+    augmentation: Augmentation | None
     cross_fit: CrossFit | None
     batch_size: int
 
@@ -231,6 +234,7 @@ class _Learners(NamedTuple):
             epochs=epochs,
             first_epoch=first_epoch,
             seed=seed,
+            augmentation=self.augmentation,
             groups=None if self.cross_fit is None else self.cross_fit.groups,
         )
 
@@ -255,7 +259,9 @@ def _learners(run: Run, recipe: Recipe, progress: Progress, *roles: str) -> _Lea
     cross_fit = None
     if built.core is not None and built.left_out:
         cross_fit = CrossFit(built.core, built.left_out, run.pipeline.mask, size)
-    return _Learners(model, model_inputs(model, scans, images), _rows(run, *roles), cross_fit, size)
+    inputs = model_inputs(model, scans, images)
+    augmentation = augmentation_of(recipe, run.pipeline, model, inputs, people)
+    return _Learners(model, inputs, _rows(run, *roles), augmentation, cross_fit, size)
 
 
 def _rows(run: Run, *roles: str) -> NDArray[np.int64]:

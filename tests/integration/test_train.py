@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kerasvae import load_recipe, load_run
+from kerasvae.data.dataset import training_dataset
 from kerasvae.errors import CohortError, RunError, VolumeError
 from kerasvae.training.train import train
 from tests.conftest import make_blob_cohort
@@ -79,6 +80,23 @@ def test_reported_explained_variance_is_that_of_the_saved_model(blob_cohort, blo
     assert run.metrics["explained_variance"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_training_people_alone_are_augmented(blob_cohort, blob_recipe, tmp_path, monkeypatch):
+    seen = []
+
+    def kept(inputs, rows, **options):
+        seen.append((len(rows), options["augmentation"], inputs["image"].copy(), inputs["image"]))
+        return training_dataset(inputs, rows, **options)
+
+    monkeypatch.setattr("kerasvae.training.train.training_dataset", kept)
+    train(load_recipe(blob_recipe, [*RANDOM, "augment.noise=0.1"]), blob_cohort, tmp_path / "run")
+    assert [count for count, *_ in seen] == [10, 14]  # training people, and at last validation people with them
+    for count, augmentation, before, after in seen:
+        inside = load_run(tmp_path / "run").pipeline.mask
+        assert augmentation.layers[0].stddev == pytest.approx(before[:, inside].std(), rel=1e-4)
+        assert len(before) == count
+        np.testing.assert_array_equal(before, after)
+
+
 RANDOM = ["model.start=random", "training.epochs=3"]
 STATEFUL = {
     "warm-up": ["training.warm_up=0.5"],
@@ -90,6 +108,10 @@ STATEFUL = {
     "temperature": [
         *RANDOM, "model.posterior=relaxed_categorical", "model.posterior_options={positions=3, codebook_size=4}",
         "model.prior=uniform_codes", "objective.schedules.temperature={kind='linear', start=1.0, stop=0.5}",
+    ],
+    "augmentation": [
+        *RANDOM, "augment.affine={degrees=5, mm=4}", "augment.flip=true", "augment.noise=0.1",
+        "augment.mix.share=0.5", "augment.gamma=0.2", "model.condition=['age', 'sex']",
     ],
     "critic": [*RANDOM, "objective.kind=factor_vae", "objective.options={units=[4]}"],
 }  # fmt: skip

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from kerasvae import load_recipe
 from kerasvae.errors import RecipeError
 from kerasvae.training import shipped_recipes
-from kerasvae.training.recipe import parse_recipe
+from kerasvae.training.recipe import AugmentSection, parse_recipe
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -57,6 +57,15 @@ def test_settings_override():
     assert smoother.pipeline.intensity.high == 2
 
 
+def test_augmentation_is_off_unless_asked_for_and_survives_writing(tmp_path):
+    assert all(load_recipe(name).augment == AugmentSection() for name in shipped_recipes())
+    recipe = load_recipe("demo", ["augment.affine={degrees=3, mm=2.0}", "augment.elastic.mm=1.5", "augment.flip=true"])
+    assert (recipe.augment.affine.degrees, recipe.augment.affine.scale) == (3, 0)
+    assert recipe.augment.elastic.smoothness_mm == 24
+    (tmp_path / "again.toml").write_text(recipe.to_toml())
+    assert load_recipe(tmp_path / "again.toml") == recipe
+
+
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
@@ -83,6 +92,8 @@ def test_settings_override():
             r"'pipeline\.intensity\.low' of demo must be below high, but received 3 and 1\. Swap",
         ),
         ("cohort.exclude.qc=fail", r"'cohort\.exclude\.qc' of demo must be a list, but received 'fail'"),
+        ("augment.affine.degres=3", r"'augment\.affine\.degres' of demo .* Did you mean 'degrees'\?"),
+        ("augment.elastic={mm=5, smoothness_mm=20}", r"'augment\.elastic\.mm' of demo must be at most a fifth"),
         ("cohort=3", "'cohort' of demo must be a table, but received 3"),
     ],
 )
