@@ -36,9 +36,11 @@ if TYPE_CHECKING:
         dense_encoder,
         fit_core,
         ladder_encoder,
+        left_out_cores,
         linear_start,
     )
     from kerasvae.preprocess import Pipeline, fit_pipeline
+    from kerasvae.training.cross_fit import CrossFit
     from kerasvae.training.recipe import Recipe, load_recipe
     from kerasvae.training.run import Run, load_run
     from kerasvae.training.train import train
@@ -81,6 +83,7 @@ _HOMES = {
     "SmoothPrior": "kerasvae.networks",
     "fit_core": "kerasvae.networks",
     "ladder_encoder": "kerasvae.networks",
+    "left_out_cores": "kerasvae.networks",
     "linear_start": "kerasvae.networks",
     "Pipeline": "kerasvae.preprocess",
     "fit_pipeline": "kerasvae.preprocess",
@@ -88,10 +91,11 @@ _HOMES = {
     "load_recipe": "kerasvae.training.recipe",
     "Run": "kerasvae.training.run",
     "load_run": "kerasvae.training.run",
+    "CrossFit": "kerasvae.training.cross_fit",
     "train": "kerasvae.training.train",
 }
 
-_ON_KERAS = {"train"} | {
+_ON_KERAS = {"CrossFit", "train"} | {
     name for name, home in _HOMES.items() if home.endswith(("augment", "distributions", "models", "networks"))
 }
 
@@ -101,6 +105,7 @@ __all__ = [
     "Cohort",
     "Covariate",
     "Covariates",
+    "CrossFit",
     "MixNeighbours",
     "MixtureSampler",
     "NormalLikelihood",
@@ -130,6 +135,7 @@ __all__ = [
     "fit_core",
     "fit_pipeline",
     "ladder_encoder",
+    "left_out_cores",
     "linear_start",
     "load_recipe",
     "load_run",

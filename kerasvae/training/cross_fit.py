@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
+from kerasvae.data.augment import Augmentation
+from kerasvae.data.dataset import training_dataset
 from kerasvae.networks import Core, LeftOut, use_core
 from kerasvae.types import Mask
 
@@ -18,8 +21,7 @@ __all__ = ["CrossFit"]
 class CrossFit(keras.callbacks.Callback):
     """Give a model the core of each batch's fold, and the core of all whenever it is judged, saved or left.
 
-    Batches must hold people of one fold only and come fold by fold, in their order, in each epoch: the data set's
-    `groups` do that.
+    Batches must hold people of one fold only and come fold by fold, in their order, in each epoch: those of `dataset`.
 
     Args:
         core: Of all people; the model was made with it by `linear_start`.
@@ -33,9 +35,47 @@ class CrossFit(keras.callbacks.Callback):
         self.core = core
         self.folds = list(folds)
         self.mask = mask
+        self.batch_size = batch_size
         steps = [-(-len(fold.rows) // batch_size) for fold in self.folds]
         self.fold_of_batch = np.repeat(np.arange(len(self.folds)), steps)
         self.current: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch."""
+        return len(self.fold_of_batch)
+
+    def dataset(
+        self,
+        inputs: Mapping[str, NDArray[np.float32]] | NDArray[np.float32],
+        *,
+        epochs: int,
+        first_epoch: int = 0,
+        seed: int = 0,
+        rows: NDArray[np.int64] | None = None,
+        augmentation: Augmentation | None = None,
+    ) -> tf.data.Dataset:
+        """Batches as this callback needs them; see `kerasvae.data.dataset.training_dataset`.
+
+        Args:
+            inputs: The images that the cores are of, (n, *data_shape), or all that the model takes of them, by name.
+            epochs: Number of epochs of the whole training.
+            first_epoch: The epoch to begin with.
+            seed: Seed of the order, and of what is drawn.
+            rows: Row of the cohort of each image, (n,); by default its position.
+            augmentation: Random changes of the images.
+        """
+        given = inputs if isinstance(inputs, Mapping) else {"image": inputs}
+        return training_dataset(
+            given,
+            np.arange(len(self.groups)) if rows is None else rows,
+            batch_size=self.batch_size,
+            epochs=epochs,
+            first_epoch=first_epoch,
+            seed=seed,
+            augmentation=augmentation,
+            groups=self.groups,
+        )
 
     @property
     def groups(self) -> NDArray[np.int64]:

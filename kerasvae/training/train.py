@@ -218,7 +218,7 @@ class _Learners(NamedTuple):
     def steps(self) -> int:
         """Batches an epoch."""
         whole = steps_per_epoch(len(self.rows), self.batch_size)
-        return whole if self.cross_fit is None else len(self.cross_fit.fold_of_batch)
+        return whole if self.cross_fit is None else self.cross_fit.steps
 
     @property
     def callbacks(self) -> list[keras.callbacks.Callback]:
@@ -227,16 +227,11 @@ class _Learners(NamedTuple):
 
     def dataset(self, epochs: int, seed: int, first_epoch: int = 0) -> tf.data.Dataset:
         """Their batches."""
-        return training_dataset(
-            self.inputs,
-            self.rows,
-            batch_size=self.batch_size,
-            epochs=epochs,
-            first_epoch=first_epoch,
-            seed=seed,
-            augmentation=self.augmentation,
-            groups=None if self.cross_fit is None else self.cross_fit.groups,
-        )
+        options: dict[str, Any] = {"epochs": epochs, "first_epoch": first_epoch, "seed": seed}
+        options["augmentation"] = self.augmentation
+        if self.cross_fit is not None:
+            return self.cross_fit.dataset(self.inputs, rows=self.rows, **options)
+        return training_dataset(self.inputs, self.rows, batch_size=self.batch_size, **options)
 
 
 def _learners(run: Run, recipe: Recipe, progress: Progress, *roles: str) -> _Learners:

@@ -93,6 +93,16 @@ def from_pca(images: np.ndarray) -> VAE:
     return VAE(*networks, likelihood=NormalLikelihood(mask=mask))
 
 
+def refined(images: np.ndarray) -> VAE:
+    """Corrections by each voxel's surroundings, away from their zeros, beside a line."""
+    mask = np.random.default_rng(1).random(images.shape[1:]) < 0.7
+    networks = linear_start(None, None, fit_core(images, 3, mask), mask, refine=(4, 3))
+    for network, name in zip(networks, ("encoder_refine", "decoder_refine"), strict=True):
+        last = network.get_layer(name).last
+        last.set_weights([np.full(weight.shape, 0.1) for weight in last.get_weights()])
+    return VAE(*networks, likelihood=NormalLikelihood(mask=mask))
+
+
 def users_own(images: np.ndarray) -> VAE:
     """Plain Keras, sequential, without a word of kerasvae in it."""
     shape = images.shape[1:]
@@ -232,6 +242,7 @@ CASES = (
     Case("slice", (10, 9), conv),
     Case("vector", (15,), lambda images: VAE(dense_encoder((15,), 6, (8,)), dense_decoder((15,), 3, (8,)))),
     Case("from PCA", (8, 9, 7), from_pca),
+    Case("from PCA, refined", (8, 9, 7), refined),
     Case("covariates, conditional prior", (8, 9, 7), conditional, beside=("covariates",)),
     Case("covariates, from PCA", (15,), conditional_from_pca, beside=("covariates",)),
     Case("regression", (8, 9), regression, beside=("target",)),

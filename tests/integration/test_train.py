@@ -113,6 +113,7 @@ STATEFUL = {
         *RANDOM, "augment.affine={degrees=5, mm=4}", "augment.flip=true", "augment.noise=0.1",
         "augment.mix.share=0.5", "augment.gamma=0.2", "model.condition=['age', 'sex']",
     ],
+    "refinement": ["model.network=refine", "training.decay=cosine", "training.epochs=3", "augment.flip=true"],
     "critic": [*RANDOM, "objective.kind=factor_vae", "objective.options={units=[4]}"],
 }  # fmt: skip
 """Recipes whose training has a state of its own beside weights and moments."""

@@ -8,7 +8,6 @@ import pytest
 from scipy.signal import correlate
 
 from kerasvae import VAE, NormalLikelihood
-from kerasvae.data.dataset import training_dataset
 from kerasvae.errors import ArgumentError, RecipeError
 from kerasvae.networks import Refine, SmoothPrior, fit_core, left_out_cores, linear_start, use_core
 from kerasvae.networks.refine import box_of
@@ -169,7 +168,7 @@ def test_each_person_is_met_with_a_core_that_does_not_know_them():
     model.compile(keras.optimizers.Adam(1e-2))
     cross_fit = CrossFit(core, folds, MASK, batch_size=3)
     means = {fold.core.mean.tobytes(): set(fold.rows) for fold in folds}
-    data = training_dataset({"image": images}, np.arange(17), batch_size=3, epochs=2, seed=5, groups=cross_fit.groups)
+    data = cross_fit.dataset(images, epochs=2, seed=5)
     batches = [set(batch["row"].numpy().tolist()) for batch in data]
     assert len(batches) == 2 * len(cross_fit.fold_of_batch)
     seen = []
@@ -217,7 +216,7 @@ def test_a_correction_that_is_there_is_learned_and_helps_new_people():
     before = error()
     cross_fit = CrossFit(core, left_out_cores(learn, core, MASK), MASK, 8)
     steps = len(cross_fit.fold_of_batch)
-    data = training_dataset({"image": learn}, np.arange(60), batch_size=8, epochs=20, groups=cross_fit.groups)
+    data = cross_fit.dataset(learn, epochs=20)
     keras.utils.set_random_seed(0)
     model.fit(data, epochs=20, steps_per_epoch=steps, callbacks=[cross_fit], shuffle=False, verbose=0)
     assert error() < 0.7 * before
