@@ -11,12 +11,17 @@ from kerasvae.metrics.disentanglement import (
     mutual_information_gap,
     sap,
 )
+from kerasvae.metrics.prediction import Prediction, nested_ridge
 from kerasvae.metrics.reconstruction import explained_variance, identification, variance_ratio
+from kerasvae.metrics.stability import Agreement, debiased_cka, procrustes_r2, stability, subspace_similarity
 
 __all__ = [
     "DCI",
+    "Agreement",
+    "Prediction",
     "active_units",
     "dci",
+    "debiased_cka",
     "explained_variance",
     "explicitness",
     "factor_vae_score",
@@ -25,7 +30,11 @@ __all__ = [
     "modularity",
     "mutual_information",
     "mutual_information_gap",
+    "nested_ridge",
     "pca_reconstruct",
+    "procrustes_r2",
     "sap",
+    "stability",
+    "subspace_similarity",
     "variance_ratio",
 ]

@@ -1,0 +1,156 @@
+"""What codes say about people: a linear prediction, judged on people who had no part in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kerasvae.errors import ArgumentError
+
+__all__ = ["PENALTIES", "Prediction", "nested_ridge"]
+
+Numbers = NDArray[np.float64]
+
+PENALTIES = tuple(float(p) for p in np.logspace(-2, 6, 17))
+"""Penalties among which is chosen, for codes with a standard deviation of 1; the largest leave nothing of n < 10⁵."""
+
+
+class Prediction(NamedTuple):
+    """Predictions of people left out, and what they are worth.
+
+    Attributes:
+        predicted: Of each row, in the target's unit, (n,).
+        r: Pearson's correlation with the target; 0 where predictions are all alike. About 0 or below for codes that
+            know nothing: people left out of a mean are on its other side.
+        mae: Mean absolute error, in the target's unit.
+        r2: 1 − Σ(y − ŷ)² / Σ(y − ȳ)², ȳ the mean of the people learned from: at most 1; 0 is as good as ȳ.
+        r2_covariates: The same of least squares on the covariates alone; 0 without any.
+        fold: Part that each row was left out in, (n,).
+        penalties: The one chosen, for each part.
+    """
+
+    predicted: Numbers
+    r: float
+    mae: float
+    r2: float
+    r2_covariates: float
+    fold: NDArray[np.int64]
+    penalties: tuple[float, ...]
+
+
+def nested_ridge(
+    codes: ArrayLike,
+    target: ArrayLike,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    groups: Sequence[Any] | NDArray[Any] | None = None,
+    covariates: ArrayLike | None = None,
+    penalties: Sequence[float] = PENALTIES,
+) -> Prediction:
+    """Ridge regression of a target on codes, in nested cross-validation.
+
+    Each part of the people is predicted from the others; the penalty is the one with the smallest mean squared error in
+    a cross-validation of those others alone, with as many parts (Varma & Simon 2006, Bias in error estimation when
+    using cross-validation for model selection, BMC Bioinformatics 7:91). Means, standard deviations and the fit on
+    covariates are of those learned from, too. That holds from the codes on: the model that made them must not have
+    learned from these people either, least of all with the target.
+
+    Args:
+        codes: (n, d); each dimension is divided by its standard deviation.
+        target: (n,), known for all.
+        folds: Parts, inside and outside; 2 or more.
+        seed: Of the parts.
+        groups: The person of each row; a person is never divided. By default each row is another.
+        covariates: (n, c), fitted by least squares without a penalty, so that codes are worth what they add to
+            `r2_covariates`.
+        penalties: Multiples of the sum of squared weights, among which is chosen.
+
+    Raises:
+        ArgumentError: If rows do not match, a value is not finite, the target does not vary, or people are too few.
+    """
+    y = np.asarray(target, dtype=np.float64)
+    z, known = _table("codes", codes, y), np.ones((len(y), 1))
+    if covariates is not None:
+        known = np.c_[known, _table("covariates", covariates, y)]
+    if y.ndim != 1 or not np.isfinite(y).all() or not len(y) or np.ptp(y) == 0:
+        raise ArgumentError(
+            "target", rule="be finite numbers (n,) that vary", got=f"shape {y.shape}", fix="Leave out unknown ones"
+        )
+    who = np.arange(len(y)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if len(who) != len(y):
+        raise ArgumentError("groups", rule=f"name the person of each of {len(y)} rows", got=len(who), fix="Match rows")
+    people = len(np.unique(who))
+    if not 2 <= folds or people - -(-people // folds) < 2 * folds:
+        raise ArgumentError(
+            "folds",
+            rule="be 2 or more, and leave twice as many people to learn from",
+            got=f"{folds} for {people} people",
+            fix="Use 5, or add people",
+        )
+    if not penalties or not all(0 < p < np.inf for p in penalties):
+        raise ArgumentError("penalties", rule="be positive numbers", got=penalties, fix="Leave them out")
+    predicted, plain, mean = np.empty_like(y), np.empty_like(y), np.empty_like(y)
+    part, chosen = np.empty(len(y), np.int64), []
+    for k, (learn, left) in enumerate(_parts(who, folds, seed)):
+        errors = np.mean(
+            [
+                np.square(_predictions(z, y, known, learn[fit], learn[out], penalties)[0] - y[learn[out], None]).mean(0)
+                for fit, out in _parts(who[learn], folds, seed)
+            ],
+            axis=0,
+        )
+        penalty = penalties[int(np.argmin(errors))]
+        found, plain[left] = _predictions(z, y, known, learn, left, [penalty])
+        predicted[left], mean[left], part[left] = found[:, 0], y[learn].mean(), k
+        chosen.append(float(penalty))
+    total = np.square(y - mean).sum()
+    alike = np.ptp(predicted) == 0
+    return Prediction(
+        predicted=predicted,
+        r=0.0 if alike else float(np.corrcoef(predicted, y)[0, 1]),
+        mae=float(np.abs(predicted - y).mean()),
+        r2=float(1 - np.square(predicted - y).sum() / total),
+        r2_covariates=float(1 - np.square(plain - y).sum() / total),
+        fold=part,
+        penalties=tuple(chosen),
+    )
+
+
+def _table(name: str, given: ArrayLike, target: Numbers) -> Numbers:
+    table = np.asarray(given, dtype=np.float64)
+    if table.ndim != 2 or len(table) != len(np.atleast_1d(target)) or not np.isfinite(table).all():
+        raise ArgumentError(
+            name,
+            rule="be finite numbers with a row for each value of the target",
+            got=f"shape {table.shape} beside {np.shape(target)}",
+            fix="Match rows, and leave out unknown ones",
+        )
+    return table
+
+
+def _parts(groups: NDArray[Any], folds: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows to learn from and rows left out, for each part."""
+    from sklearn.model_selection import GroupKFold
+
+    return list(GroupKFold(folds, shuffle=True, random_state=seed).split(groups, groups=groups))
+
+
+def _predictions(
+    z: Numbers, y: Numbers, known: Numbers, learn: NDArray[Any], left: NDArray[Any], penalties: Sequence[float]
+) -> tuple[Numbers, Numbers]:
+    """Of rows left out: for each penalty, (m, p), and from `known` alone, (m,).
+
+    What `known` explains is taken out of codes and target, which is the same as leaving its weights unpenalised.
+    """
+    both = np.c_[y, z]
+    line = np.linalg.lstsq(known[learn], both[learn], rcond=None)[0]
+    rest, other = both - known @ line, known[left] @ line[:, 0]
+    spread = np.std(z[learn], axis=0)
+    codes = rest[:, 1:] / np.where(spread > 0, spread, 1.0)
+    u, s, axes = np.linalg.svd(codes[learn], full_matrices=False)
+    shrunk = s[:, None] / (np.square(s)[:, None] + np.asarray(penalties)) * (u.T @ rest[learn, 0])[:, None]
+    return other[:, None] + codes[left] @ (axes.T @ shrunk), other
