@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,24 +55,35 @@ def run(folder: Path, *, work: Path, epochs: int | None = None, seeds: int = SEE
     """
     rows: list[dict[str, Any]] = []
     for name, recipe in RECIPES.items():
-        by_seed = [_people(folder, work, name, recipe, seed, epochs) for seed in range(seeds)]
-        rows += _rows(name, by_seed)
+        settings = [] if epochs is None else [f"training.epochs={epochs}"]
+        rows += _rows(name, [people_of(folder, work, recipe, seed, settings=settings) for seed in range(seeds)])
     versions = {package: version(package) for package in PACKAGES}
     return [row | {"versions": versions} for row in rows]
 
 
-def _people(folder: Path, work: Path, name: str, recipe: str, seed: int, epochs: int | None) -> Errors:
-    """Figures of every person, as a test person of one of the folds."""
+def people_of(
+    folder: Path, work: Path, recipe: str, seed: int, folds: int = FOLDS, settings: Sequence[str] = ()
+) -> Errors:
+    """Figures of every person who is a test person of one of the first folds.
+
+    Args:
+        folder: The IXI derivative.
+        work: Where run folders and figures are kept.
+        recipe: Name of a shipped recipe.
+        seed: Of the training; the folds are the same for all.
+        folds: How many of the five.
+        settings: What differs from the recipe.
+    """
     found: list[Errors] = []
-    for fold in range(FOLDS):
-        place = work / f"{recipe}-fold{fold}-seed{seed}" / ("" if epochs is None else f"epochs{epochs}")
+    for fold in range(folds):
+        place = work / "-".join([recipe, f"fold{fold}", f"seed{seed}", *(re.sub(r"[^\w.]+", "_", s) for s in settings)])
         figures = place / "figures.npz"
         if not figures.is_file():
-            print(f"{name}, fold {fold}, seed {seed}: training", flush=True)
+            print(f"{place.name}: training", flush=True)
             table = _table(folder, place, recipe, fold)
-            settings = ["cohort.exclude={}", 'split.column="role"', "split.stratify=[]", f"training.seed={seed}"]
-            settings += [] if epochs is None else [f"training.epochs={epochs}"]
-            trained = kerasvae.train(kerasvae.load_recipe(recipe, settings), table, place / "run", resume=True)
+            roles = ["cohort.exclude={}", 'split.column="role"', "split.stratify=[]", f"training.seed={seed}"]
+            chosen = kerasvae.load_recipe(recipe, [*roles, *settings])
+            trained = kerasvae.train(chosen, table, place / "run", resume=True)
             begun = time.perf_counter()
             judged = _judge(trained)
             temporary = place / "temporary.npz"
@@ -187,12 +199,12 @@ def _log_evidence(pca: PCA, noise: float, x: NDArray[np.float32]) -> NDArray[np.
     return -0.5 * (voxels * np.log(2 * np.pi) + determinant + (along / values).sum(axis=1) + around / noise) / voxels
 
 
-def _explained(people: Errors, name: str) -> float:
+def explained(people: Errors, name: str) -> float:
     return float(1 - people[f"error_{name}"].sum() / people["error_mean"].sum())
 
 
 def _line(people: Errors) -> str:
-    explained = {name: round(_explained(people, name), 4) for name in ("ours", "start", "mirrored", "pca")}
+    explained = {name: round(explained(people, name), 4) for name in ("ours", "start", "mirrored", "pca")}
     return f"explained variance {json.dumps(explained)}, {people['seconds'].mean():.0f} s"
 
 
@@ -202,7 +214,7 @@ def _resamples(count: int) -> Iterator[NDArray[np.intp]]:
         yield rng.integers(0, count, count)
 
 
-def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """95 % of the bootstrap of a mean over people."""
     means = [values[rows].mean() for rows in _resamples(len(values))]
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
@@ -225,19 +237,19 @@ def _rows(name: str, by_seed: list[Errors]) -> list[dict[str, Any]]:
     peers = {"pca": "PCA", "mirrored": "PCA on images and mirror images", "start": "its refinements set to zero"}
     for key, words in peers.items():
         gain = (people[f"error_{key}"] - people["error_ours"]) / scale
-        low, high = _interval(gain)
+        low, high = interval(gain)
         aim = 0.0
         judged = 0.0 if key == "pca" or name == "T1" else None
         row(f"error saved, lower end of 95 % (mean {gain.mean():.4f}, upper end {high:.4f})", low, "variance", words)
         rows[-1] |= {"at_least": judged, "aim": aim, "ok": None if judged is None else low > 0}
-    ours = _explained(people, "ours")
-    row("explained variance", ours, "ratio", f"PCA: {_explained(people, 'pca'):.4f}")
-    row("explained variance ÷ PCA's", ours / _explained(people, "pca"), "ratio", "PCA", *least["ratio"])
+    ours = explained(people, "ours")
+    row("explained variance", ours, "ratio", f"PCA: {explained(people, 'pca'):.4f}")
+    row("explained variance ÷ PCA's", ours / explained(people, "pca"), "ratio", "PCA", *least["ratio"])
     against = "PCA on images and mirror images"
-    row(f"explained variance ÷ that of {against}", ours / _explained(people, "mirrored"), "ratio", against, 1.0, 1.06)
-    row("explained variance of its linear start", _explained(people, "start"), "ratio")
+    row(f"explained variance ÷ that of {against}", ours / explained(people, "mirrored"), "ratio", against, 1.0, 1.06)
+    row("explained variance of its linear start", explained(people, "start"), "ratio")
     for seed, each in enumerate(by_seed):
-        row(f"explained variance, seed {seed}", _explained(each, "ours"), "ratio")
+        row(f"explained variance, seed {seed}", explained(each, "ours"), "ratio")
     row(
         "identification",
         float(people["found_ours"].mean()),
@@ -246,7 +258,7 @@ def _rows(name: str, by_seed: list[Errors]) -> list[dict[str, Any]]:
         *least["identification"],
     )
     difference = people["evidence_ours"] - people["evidence_pca"]
-    low, high = _interval(difference)
+    low, high = interval(difference)
     row(
         f"log evidence over exact probabilistic PCA's (95 % {low:.4f} to {high:.4f})",
         float(difference.mean()),
