@@ -27,6 +27,8 @@ from sklearn.preprocessing import StandardScaler
 
 import kerasvae
 from kerasvae.data import Cohort
+from kerasvae.data.cohort import Scan
+from kerasvae.metrics import stability
 from kerasvae.networks.covariance_map import mirror_index
 from kerasvae.training.run import Run, model_inputs
 
@@ -41,6 +43,7 @@ LEAST = {
     "GM": {"ratio": (1.08, 1.15), "identification": (0.93, 1.0)},
 }
 PACKAGES = ("kerasvae", "tensorflow", "keras", "scikit-learn", "numpy")
+NO_MEAN = ("people", "codes", "codes_pca")
 Errors = dict[str, NDArray[np.float64]]
 
 
@@ -132,7 +135,8 @@ def _table(folder: Path, place: Path, recipe: str, fold: int) -> Path:
 def _judge(trained: Run) -> Errors:
     """Of each test person: squared errors, whom the reconstruction resembles most, evidence, age read from codes."""
     model, mask = trained.model, trained.pipeline.mask
-    assert mask is not None
+    if mask is None:
+        raise RuntimeError("the recipes have a mask")
     learned, test = (trained.cohort.scans_of(trained.split, *roles) for roles in (("train", "validation"), ("test",)))
     fit, x = (trained.store.load(scans) for scans in (learned, test))
     mean_image = trained.store.load(trained.cohort.scans_of(trained.split, "train")).mean(axis=0)[mask]
@@ -150,12 +154,15 @@ def _judge(trained: Run) -> Errors:
         "mirrored": twice.inverse_transform(twice.transform(x[:, mask])),
         "mean": np.broadcast_to(mean_image, (len(x), int(mask.sum()))),
     }
+    everyone = sorted(trained.cohort.scans, key=lambda scan: scan.name)
+    codes_of_all = model_codes(trained, everyone)[None]
+    pca_of_all = plain.transform(trained.store.load(everyone)[:, mask])[None]
     for network in (model.encoder, model.decoder):
         for layer in network.layers:
             if layer.name.endswith("_refine"):
                 layer.last.set_weights([np.zeros_like(w) for w in layer.last.get_weights()])
     made["start"] = model.reconstruct(inputs)[:, mask]
-    found: Errors = {"people": np.array([scan.person for scan in test])}
+    found: Errors = {"people": np.array([scan.person for scan in test]), "codes": codes_of_all, "codes_pca": pca_of_all}
     for name, image in made.items():
         found[f"error_{name}"] = np.square(x[:, mask] - image, dtype=np.float64).sum(axis=1)
         distance = np.square(image[:, None] - x[:, mask][None]).sum(axis=2, dtype=np.float64)
@@ -170,6 +177,12 @@ def _judge(trained: Run) -> Errors:
     found["seconds"] = np.array([trained.metrics["seconds"]])
     found["voxels"] = np.array([float(mask.sum())])
     return found
+
+
+def model_codes(trained: Run, scans: list[Scan]) -> NDArray[np.float32]:
+    """Posterior means, (n, q)."""
+    model = trained.model
+    return model.encode(model_inputs(model, scans, trained.store.load(scans)))["mean"]
 
 
 def _ppca_evidence(trained: Run, pca: PCA, x: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -224,7 +237,7 @@ def _rows(name: str, by_seed: list[Errors]) -> list[dict[str, Any]]:
     """The rows; people's figures are means over seeds."""
     if any((each["people"] != by_seed[0]["people"]).any() for each in by_seed):
         raise RuntimeError("seeds must have the same people in the same folds; remove the work folder")
-    people = {key: np.mean([each[key] for each in by_seed], axis=0) for key in by_seed[0] if key != "people"}
+    people = {key: np.mean([each[key] for each in by_seed], axis=0) for key in by_seed[0] if key not in NO_MEAN}
     rows = []
 
     def row(what: str, value: Any, unit: str, peer: str | None = None, at_least: Any = None, aim: Any = None) -> None:
@@ -268,6 +281,18 @@ def _rows(name: str, by_seed: list[Errors]) -> list[dict[str, Any]]:
         0.0,
     )
     rows += _age_rows(name, people)
+    folds = stability(list(by_seed[0]["codes"]))
+    peer = stability(list(by_seed[0]["codes_pca"]))
+    row(
+        "agreement of codes between folds, Procrustes R² of people not aligned on (chance "
+        f"{np.mean([pair.procrustes_null for pair in folds]):.3f})",
+        float(np.mean([pair.procrustes for pair in folds])),
+        "R²",
+        f"PCA: {np.mean([pair.procrustes for pair in peer]):.3f}",
+    )
+    if len(by_seed) > 1:
+        seeds = [pair for fold in range(FOLDS) for pair in stability([each["codes"][fold] for each in by_seed])]
+        row("agreement of codes between seeds, likewise", float(np.mean([pair.procrustes for pair in seeds])), "R²")
     row("time for one fold", float(people["seconds"].mean()), "s", None)
     rows[-1] |= {"at_least": 600.0, "aim": 300.0, "ok": bool(people["seconds"].mean() <= 600)}
     return rows

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mean_trap import PACKAGES, Errors, explained, interval, people_of
+from mean_trap import NO_MEAN, PACKAGES, Errors, explained, interval, people_of
 
 RECIPE = "t1-4mm"
 FOLDS, SEEDS = 2, 2
@@ -36,7 +36,7 @@ def run(folder: Path, *, work: Path, seeds: int = SEEDS) -> list[dict[str, Any]]
 
     def over_seeds(settings: list[str]) -> Errors:
         each = [people_of(folder, kept, RECIPE, seed, FOLDS, settings) for seed in range(seeds)]
-        return {key: np.mean([e[key] for e in each], axis=0) for key in each[0] if key != "people"}
+        return {key: np.mean([e[key] for e in each], axis=0) for key in each[0] if key not in NO_MEAN}
 
     recipe = over_seeds([])
     rows = [_row("the recipe", explained(recipe, "ours"), f"PCA: {explained(recipe, 'pca'):.4f}", versions)]
