@@ -27,8 +27,10 @@ if TYPE_CHECKING:
         linear_start,
     )
     from kerasvae.preprocess import Pipeline, fit_pipeline
+    from kerasvae.training.guard import CollapseGuard
     from kerasvae.training.recipe import Recipe, load_recipe
     from kerasvae.training.run import Run, load_run
+    from kerasvae.training.textbook import textbook
     from kerasvae.training.train import train
 
 __version__ = "0.1.0"
@@ -55,22 +57,25 @@ _HOMES = {
     "fit_core": "kerasvae.networks",
     "ladder_encoder": "kerasvae.networks",
     "linear_start": "kerasvae.networks",
+    "CollapseGuard": "kerasvae.training.guard",
     "Pipeline": "kerasvae.preprocess",
     "fit_pipeline": "kerasvae.preprocess",
     "Recipe": "kerasvae.training.recipe",
     "load_recipe": "kerasvae.training.recipe",
     "Run": "kerasvae.training.run",
     "load_run": "kerasvae.training.run",
+    "textbook": "kerasvae.training.textbook",
     "train": "kerasvae.training.train",
 }
 
-_ON_KERAS = {"train"} | {
+_ON_KERAS = {"CollapseGuard", "train"} | {
     name for name, home in _HOMES.items() if home.endswith(("distributions", "models", "networks"))
 }
 
 __all__ = [
     "VAE",
     "Cohort",
+    "CollapseGuard",
     "Covariate",
     "Covariates",
     "MixtureSampler",
@@ -97,6 +102,7 @@ __all__ = [
     "load_recipe",
     "load_run",
     "simulate",
+    "textbook",
     "train",
 ]
 

@@ -2,6 +2,7 @@
 
 from kerasvae.metrics.baseline import pca_reconstruct
 from kerasvae.metrics.collapse import active_units, level_kl, mutual_information
+from kerasvae.metrics.diagnosis import Diagnosis, Figures, diagnose
 from kerasvae.metrics.disentanglement import (
     DCI,
     dci,
@@ -15,8 +16,11 @@ from kerasvae.metrics.reconstruction import explained_variance, identification, 
 
 __all__ = [
     "DCI",
+    "Diagnosis",
+    "Figures",
     "active_units",
     "dci",
+    "diagnose",
     "explained_variance",
     "explicitness",
     "factor_vae_score",

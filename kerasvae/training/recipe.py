@@ -98,7 +98,7 @@ class ModelSection(Section):
     prior_options: dict[str, Any] = Field({}, description="what its class takes")
     likelihood: str = Field("normal", description="kind of the likelihood")
     likelihood_options: dict[str, Any] = Field({}, description="what its class takes")
-    scale: Literal["optimal", "fixed", "learned", "per_voxel", "decoder"] = Field(
+    scale: Literal["optimal", "fixed", "learned", "per_voxel", "decoder", "voxel_mean"] = Field(
         "optimal", description="scale of the normal likelihood"
     )
     stddev: float = Field(1.0, gt=0, description="the scale where it is fixed, and at the start")
@@ -132,6 +132,10 @@ class TrainingSection(Section):
     beta: float = Field(1.0, ge=0, description="weight of the KL; 1 is the ELBO")
     warm_up: Fraction = Field(0.0, description="fraction of the steps over which beta rises from 0")
     patience: int = Field(10, ge=1, description="epochs without a better validation ELBO before training stops")
+    guard: Literal["warn", "stop", "remedy"] = Field(
+        "warn", description="what follows a lasting collapse: a CollapseGuard"
+    )
+    tensorboard: bool = Field(False, description="write every figure of every epoch for TensorBoard, too")
     refit: bool = Field(True, description="at last, learn from training and validation people together")
     seed: int = Field(0, ge=0, description="of weights, order and draws")
     deterministic: bool = Field(True, description="same machine, same versions: same result, bit for bit")
