@@ -41,8 +41,10 @@ if TYPE_CHECKING:
     )
     from kerasvae.preprocess import Pipeline, fit_pipeline
     from kerasvae.training.cross_fit import CrossFit
+    from kerasvae.training.guard import CollapseGuard
     from kerasvae.training.recipe import Recipe, load_recipe
     from kerasvae.training.run import Run, load_run
+    from kerasvae.training.textbook import textbook
     from kerasvae.training.train import train
 
 __version__ = "0.1.0"
@@ -85,6 +87,7 @@ _HOMES = {
     "ladder_encoder": "kerasvae.networks",
     "left_out_cores": "kerasvae.networks",
     "linear_start": "kerasvae.networks",
+    "CollapseGuard": "kerasvae.training.guard",
     "Pipeline": "kerasvae.preprocess",
     "fit_pipeline": "kerasvae.preprocess",
     "Recipe": "kerasvae.training.recipe",
@@ -92,10 +95,11 @@ _HOMES = {
     "Run": "kerasvae.training.run",
     "load_run": "kerasvae.training.run",
     "CrossFit": "kerasvae.training.cross_fit",
+    "textbook": "kerasvae.training.textbook",
     "train": "kerasvae.training.train",
 }
 
-_ON_KERAS = {"CrossFit", "train"} | {
+_ON_KERAS = {"CollapseGuard", "CrossFit", "train"} | {
     name for name, home in _HOMES.items() if home.endswith(("augment", "distributions", "models", "networks"))
 }
 
@@ -103,6 +107,7 @@ __all__ = [
     "VAE",
     "Augmentation",
     "Cohort",
+    "CollapseGuard",
     "Covariate",
     "Covariates",
     "CrossFit",
@@ -140,6 +145,7 @@ __all__ = [
     "load_recipe",
     "load_run",
     "simulate",
+    "textbook",
     "train",
 ]
 

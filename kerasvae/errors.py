@@ -87,6 +87,10 @@ class NonFiniteError(TrainingError):
     """A loss term became NaN or infinite; the step was skipped and training stopped."""
 
 
+class CollapseWarning(UserWarning):
+    """A model in training has an ailment that its loss curve does not show; see `kerasvae.CollapseGuard`."""
+
+
 class RunError(KerasVAEError):
     """A run folder is missing, incomplete or was made by another recipe."""
 

@@ -23,6 +23,7 @@ __all__ = [
     "Codes",
     "Figure",
     "Group",
+    "Spell",
     "age_of",
     "figures_of",
     "groups_of",
@@ -30,6 +31,7 @@ __all__ = [
     "read_examples",
     "read_json",
     "read_table",
+    "spells_of",
     "without_folders",
 ]
 
@@ -65,6 +67,16 @@ class Group(NamedTuple):
     age: str
     sex: str
     use: str
+
+
+class Spell(NamedTuple):
+    """Epochs in a row in which the guard spoke of the same ailment; texts ready to be shown."""
+
+    epochs: str
+    name: str
+    text: str
+    advice: str
+    remedy: str
 
 
 ROLE_USES = {
@@ -112,7 +124,9 @@ def figures_of(metrics: Mapping[str, Any]) -> list[Figure]:
             f"the same divided by the {metrics.get('n_voxels', '')} voxels of the mask"),
         own("Scale σ, model's units", "sigma", 4, "",
             "standard deviation of the likelihood, one for all voxels"),
-        own("Effective β", "beta", 2, "ELBO 1", "weight of the KL beside the summed log-likelihood"),
+        own("β", "beta", 2, "ELBO 1", "weight of the KL beside the summed log-likelihood"),
+        own("Effective β", "effective_beta", 2, "ELBO 1",
+            "β as it would have to be, were a fixed scale at its best for these people"),
     ]  # fmt: skip
 
 
@@ -128,6 +142,37 @@ def groups_of(scans: Sequence[Mapping[str, str]]) -> list[Group]:
         first = list({row["participant_id"]: row for row in reversed(rows)}.values())
         groups.append(Group(role, len(first), len(rows), _age_text(first), _sex_text(first), ROLE_USES.get(role, "")))
     return groups
+
+
+def spells_of(watch: Mapping[str, Any]) -> list[Spell]:
+    """What the guard spoke of, in order, with the words of the last epoch, and what it did about it.
+
+    Args:
+        watch: Content of guard.json; nothing of an older run.
+    """
+    open_: dict[str, dict[str, Any]] = {}
+    spells: list[dict[str, Any]] = []
+    for entry in watch.get("epochs", []):
+        named = {each["name"]: each for each in entry["diagnoses"] if each["name"] in entry["lasting"]}
+        open_ = {name: spell for name, spell in open_.items() if name in named}
+        for name, diagnosis in named.items():
+            if name not in open_:
+                open_[name] = {"first": entry["epoch"], "remedy": ""}
+                spells.append(open_[name])
+            open_[name] |= {"last": entry["epoch"], "diagnosis": diagnosis}
+        remedy = entry["remedy"]
+        if remedy and remedy["against"] in open_:
+            open_[remedy["against"]]["remedy"] = remedy["text"]
+    return [
+        Spell(
+            f"{spell['first']}" if spell["first"] == spell["last"] else f"{spell['first']} to {spell['last']}",
+            spell["diagnosis"]["name"],
+            spell["diagnosis"]["text"],
+            spell["diagnosis"]["advice"],
+            spell["remedy"],
+        )
+        for spell in spells
+    ]
 
 
 def age_of(row: Mapping[str, str]) -> float:

@@ -70,6 +70,7 @@ def _context(run: Run) -> dict[str, Any]:
     whose = "validation" if metrics.get("n_validation", 1) else "train"
     environment = contents.read_json(run.path / "environment.json")
     known = contents.read_json(run.path / "run.json")
+    watch = contents.read_json(run.path / "guard.json")
     folders = [row["path"] for row in scans] + [str(known.get("data") or "")]
     role = metrics.get("role", "test")
     return {
@@ -87,6 +88,9 @@ def _context(run: Run) -> dict[str, Any]:
         "excluded": _excluded(scans, folders),
         "curves": _curves(history, best, metrics, whose),
         "best_epoch": None if best is None else int(history[best]["epoch"]),
+        "spells": contents.spells_of(watch),
+        "watched": bool(watch),
+        "stopped": watch.get("stopped", ""),
         "epochs": int(history[-1]["epoch"]) if history else 0,
         "whose": whose,
         "panels": _panels(contents.read_examples(run.path / "examples.npz")),

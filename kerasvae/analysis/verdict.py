@@ -1,6 +1,7 @@
 """What the figures of a run mean, in words: pure functions from metrics and history to sentences.
 
-Each diagnosis has a stated threshold; a healthy run is told so, and every other finding comes with what to do.
+Ailments are those of `kerasvae.metrics.diagnosis`, which the guard of the training speaks of, too; a healthy run is
+told so, and every other finding comes with what to do.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kerasvae.analysis.words import count, number
+from kerasvae.metrics.diagnosis import LEVEL_MARGIN, NEAR_ZERO, ONE_NAT, Diagnosis, Figures, at_chance, diagnose
 
 __all__ = ["MONITOR", "Finding", "best_epoch", "headline", "verdict", "winner"]
 
@@ -18,14 +20,13 @@ Level = Literal["good", "note", "warning", "problem"]
 
 MONITOR = "val_calibrated_elbo"
 """The column of the history that chooses the weights."""
-LEVEL_MARGIN = 0.005
-"""Explained variances closer than this count as level: people are few, and the third decimal changes with them."""
-NEAR_ZERO = 0.05
-"""An explained variance or a variance ratio below this is as good as the mean brain's, 0."""
-SIGNIFICANCE = 0.05
-"""Identification is at chance where guessing does as well or better with at least this probability."""
-ONE_NAT = 1.0
-"""Changes of the ELBO below one nat per subject (a factor e in the evidence) are not spoken of as changes."""
+MEAN_BRAIN = (
+    "mean-brain trap",
+    "worse than the mean brain",
+    "no better than the mean brain",
+    "faint reconstructions",
+)
+"""Diagnoses of what becomes of the differences between people."""
 FEW_PEOPLE = 10
 """Fewer held-out people than this make every figure uncertain."""
 
@@ -106,14 +107,15 @@ def verdict(
         first_candidate: First epoch whose weights could be kept.
         linear_start: Whether the model started as probabilistic PCA.
     """
+    found: dict[str, Diagnosis] = {diagnosis.name: diagnosis for diagnosis in diagnose(Figures.of_run(metrics))}
     return [
         _against_pca(metrics, linear_start),
-        _mean_brain(metrics),
+        _mean_brain(metrics, found),
         _identification(metrics),
-        *_collapse(metrics),
+        *_collapse(metrics, found),
         *_training(metrics, history, first_candidate, linear_start),
         *_people(metrics),
-        *_objective(metrics),
+        *_objective(metrics, found),
     ]
 
 
@@ -148,34 +150,15 @@ def _against_pca(metrics: Mapping[str, Any], linear_start: bool) -> Finding:
             )
 
 
-def _mean_brain(metrics: Mapping[str, Any]) -> Finding:
+def _mean_brain(metrics: Mapping[str, Any], found: Mapping[str, Diagnosis]) -> Finding:
+    for name in MEAN_BRAIN:
+        if name in found:
+            return Finding("mean_brain", found[name].level, found[name].text, found[name].advice)
     explained, ratio = _number(metrics, "explained_variance"), _number(metrics, "variance_ratio")
-    nothing, still = explained < NEAR_ZERO, ratio < NEAR_ZERO
-    figures = f"explained variance {number(explained)}, variance ratio {number(ratio)}"
-    if nothing and _number(metrics, "explained_variance_pca") < NEAR_ZERO:
-        cause = (
-            "PCA does no better, so look at the images first: are they aligned, is the mask right, are there people "
-            "enough to learn from?"
-        )
-    else:
-        cause = "PCA does better, so the images are not to blame." if winner(metrics) == "pca" else ""
-        cause = f"{cause} Use the linear start (model.start), the optimal scale (model.scale) and beta = 1.".strip()
-    if still and explained < -NEAR_ZERO:
-        text = f"Nearly one image is reconstructed for everybody, worse than the mean brain ({figures})."
-        advice = "Training has not reached the mean brain yet: use the linear start (model.start), or train for longer."
-        return Finding("mean_brain", "problem", text, advice)
-    if nothing and still:
-        text = f"Mean-brain trap: nearly the same image is reconstructed for everybody ({figures})."
-        return Finding("mean_brain", "problem", text, cause)
-    if nothing:
-        text = f"The reconstructions vary, but are no better than the mean brain ({figures})."
-        return Finding("mean_brain", "problem", text, cause)
-    if still:
-        text = f"The reconstructions vary far less than people do ({figures})."
-        return Finding("mean_brain", "warning", text, "Use the optimal scale and beta = 1; more latents may help.")
     if not math.isfinite(explained):
         text = "Whether the model fell into the mean-brain trap cannot be said: its figures are not defined."
         return Finding("mean_brain", "note", text, "Evaluate on at least two people whose images differ.")
+    figures = f"explained variance {number(explained)}, variance ratio {number(ratio)}"
     return Finding("mean_brain", "good", f"Not in the mean-brain trap: reconstructions follow the person ({figures}).")
 
 
@@ -185,10 +168,11 @@ def _identification(metrics: Mapping[str, Any]) -> Finding:
     said = f"{number(rate, 2)} of {n} people, chance {number(chance, 2)}"
     if n < 1 or not 0 < chance <= 1 or not math.isfinite(rate):
         return Finding("identification", "note", "Identification could not be computed.")
-    if _tail(n, n, chance) >= SIGNIFICANCE:
+    at_random = at_chance(rate, n, chance)
+    if at_random is None:
         text = f"{count(n, 'person', 'people')}: too few to tell identification from chance, even if perfect ({said})."
         return Finding("identification", "note", text, "Give more people to the test role.")
-    if _tail(round(rate * n), n, chance) >= SIGNIFICANCE:
+    if at_random:
         return Finding(
             "identification",
             "problem",
@@ -205,27 +189,13 @@ def _identification(metrics: Mapping[str, Any]) -> Finding:
     return Finding("identification", "good", f"Reconstructions tell people apart ({said}{beside}).")
 
 
-def _collapse(metrics: Mapping[str, Any]) -> list[Finding]:
+def _collapse(metrics: Mapping[str, Any], found: Mapping[str, Diagnosis]) -> list[Finding]:
     active, size = _number(metrics, "active_units"), _number(metrics, "latent_size")
     if _number(metrics, f"n_{metrics.get('role', 'test')}", 0) < 2 or not math.isfinite(active) or not size >= 1:
         return []
-    inactive = int(size - active)
-    said = f"{inactive} of {int(size)} dimensions are inactive"
-    if active == 0:
-        return [
-            Finding(
-                "collapse",
-                "problem",
-                f"Posterior collapse: all {int(size)} dimensions are inactive; the encoder says the same of everybody.",
-                "Use the linear start and the optimal scale with beta = 1, or a warm-up of beta.",
-            )
-        ]
-    if inactive > size / 2:
-        advice = "Use the linear start or a warm-up of beta; if PCA needs no more dimensions either, lower latent_size."
-        return [Finding("collapse", "warning", f"Posterior collapse in part: {said}.", advice)]
-    if inactive:
-        advice = "Harmless where the explained variance stands beside PCA's; a lower latent_size would do as well."
-        return [Finding("collapse", "note", f"{said[0].upper()}{said[1:]}; they carry nothing about people.", advice)]
+    if "posterior collapse" in found:
+        diagnosis = found["posterior collapse"]
+        return [Finding("collapse", diagnosis.level, diagnosis.text, diagnosis.advice)]
     return [Finding("collapse", "good", f"No posterior collapse: all {int(size)} dimensions are active.")]
 
 
@@ -281,7 +251,10 @@ def _people(metrics: Mapping[str, Any]) -> list[Finding]:
     return findings
 
 
-def _objective(metrics: Mapping[str, Any]) -> list[Finding]:
+def _objective(metrics: Mapping[str, Any], found: Mapping[str, Diagnosis]) -> list[Finding]:
+    for name in ("over-regularised", "under-regularised"):
+        if name in found:
+            return [Finding("objective", found[name].level, found[name].text, found[name].advice)]
     beta = _number(metrics, "beta", 1.0)
     if beta == 1:
         return []
@@ -298,10 +271,3 @@ def _held_out(metrics: Mapping[str, Any]) -> str:
     role = metrics.get("role", "test")
     n = metrics.get(f"n_{role}")
     return f"{n} {role}" if n is not None else str(role)
-
-
-def _tail(successes: int, n: int, chance: float) -> float:
-    """P(at least so many successes of n by guessing); people's guesses are taken as independent."""
-    from scipy.stats import binom
-
-    return float(binom.sf(successes - 1, n, chance))

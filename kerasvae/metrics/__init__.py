@@ -2,6 +2,7 @@
 
 from kerasvae.metrics.baseline import pca_reconstruct
 from kerasvae.metrics.collapse import active_units, level_kl, mutual_information
+from kerasvae.metrics.diagnosis import Diagnosis, Figures, diagnose
 from kerasvae.metrics.disentanglement import (
     DCI,
     dci,
@@ -18,10 +19,13 @@ from kerasvae.metrics.stability import Agreement, debiased_cka, procrustes_r2, s
 __all__ = [
     "DCI",
     "Agreement",
+    "Diagnosis",
+    "Figures",
     "Prediction",
     "active_units",
     "dci",
     "debiased_cka",
+    "diagnose",
     "explained_variance",
     "explicitness",
     "factor_vae_score",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +13,29 @@ from kerasvae.errors import ArgumentError
 from kerasvae.models.core import Core
 from kerasvae.models.evidence import Evidence, log_evidence
 
-__all__ = ["ArrayMethods"]
+__all__ = ["ArrayMethods", "Examination"]
+
+
+class Examination(NamedTuple):
+    """All that `ArrayMethods.examine` sees of n people in one pass of the encoder.
+
+    Attributes:
+        reconstruction: Deterministic, as `reconstruct` gives it, (n, *data_shape).
+        codes: The posterior's deterministic outputs by name, as `encode` gives them, each (n, …).
+        center: The code that stands for each person, (n, d).
+        log_likelihood: Of the draw that `residual_terms` takes, nats, (n,).
+        cost: As `residual_terms` gives it, nats, (n,).
+        residual: As `residual_terms` gives it, (n,).
+        kl_per_dimension: Nats, (n, d); None where the KL is no sum over dimensions.
+    """
+
+    reconstruction: NDArray[np.float32]
+    codes: dict[str, NDArray[Any]]
+    center: NDArray[np.float32]
+    log_likelihood: NDArray[np.float32]
+    cost: NDArray[np.float32]
+    residual: NDArray[np.float32]
+    kl_per_dimension: NDArray[np.float32] | None
 
 
 class ArrayMethods(Core):
@@ -154,6 +176,28 @@ class ArrayMethods(Core):
             parts.append((draws.log_likelihood[0], cost, residual))
         first, second, third = (np.concatenate(each) for each in zip(*parts, strict=True))
         return first, second, third
+
+    def examine(self, x: Any, batch_size: int = 8) -> Examination:
+        """What `reconstruct`, `encode` and `residual_terms` give, and the KL of each dimension, encoding once."""
+        parts: list[dict[str, Any]] = []
+        for index, batch in enumerate(self._batches(self.likely(x), batch_size)):
+            given = self.inputs_of(batch)
+            draws, decoded = self.draws(batch, self._draw_seed(-2 - index), samples=1)
+            center = self.posterior.center(self.posterior.deterministic(self.parameters(draws.parameters)))
+            part = {
+                "reconstruction": self.likelihood.mean(self._decoded(center, given.condition)),
+                "center": center,
+                "log_likelihood": draws.log_likelihood[0],
+                "cost": self.cost(given, draws),
+                "residual": self.likelihood.residual(batch["image"], decoded),
+                **{f"codes.{name}": value for name, value in draws.outputs.items()},
+            }
+            if draws.kl_per_dimension is not None:
+                part["kl_per_dimension"] = draws.kl_per_dimension
+            parts.append(part)
+        whole: dict[str, Any] = {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
+        codes = {name.removeprefix("codes."): whole.pop(name) for name in list(whole) if name.startswith("codes.")}
+        return Examination(**{"kl_per_dimension": None, **whole}, codes=codes)
 
     def checked(self, x: Any) -> dict[str, NDArray[np.float32]]:
         """Images, and what else the model takes by name, as arrays of the right shapes, each (n, …).

@@ -45,6 +45,8 @@ class Core(keras.Model):
     """Names of the terms per subject that the model itself adds to the objective's."""
     optional_names: ClassVar[tuple[str, ...]] = ()
     """Names of what images may come with, beside `input_names`."""
+    remedied: frozenset[str] = frozenset()
+    """Names of scheduled numbers that a guard has taken over from their schedules."""
     gives_condition: ClassVar[bool] = False
     """Whether the model has a condition of its own for its prior."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -278,7 +279,11 @@ def _networks(
 def _likelihood(section: ModelSection, shape: tuple[int, ...], mask: Mask | None) -> Any:
     """The likelihood; for the normal one `scale` and `stddev` are keys of their own."""
     options = dict(section.likelihood_options)
-    if section.likelihood == "normal":
+    if section.likelihood == "normal" and section.scale == "voxel_mean":
+        # mean over N voxels of (x − x̂)², with the KL beside it, is −log N(x; x̂, N/2) and a constant
+        voxels = math.prod(shape) if mask is None else int(mask.sum())
+        options = {"scale": "fixed", "stddev": math.sqrt(voxels / 2)} | options
+    elif section.likelihood == "normal":
         floor = min(1e-3, section.stddev / 10)
         options = {"scale": section.scale, "stddev": section.stddev, "floor": floor} | options
     sizes = {"data_shape": shape, "mask": mask}
@@ -313,7 +318,7 @@ def _check_linear(section: ModelSection) -> None:
                 got=repr(kind),
                 fix='Set model.start = "random"',
             )
-    if section.scale in ("per_voxel", "decoder"):
+    if section.scale in ("per_voxel", "decoder", "voxel_mean"):
         raise RecipeError(
             "model.scale",
             rule="be one number with a linear start: 'optimal', 'learned' or 'fixed'",

@@ -1,10 +1,10 @@
-"""What happens between epochs: held-out metrics, the checkpoint from which training resumes, the progress line."""
+"""What happens between steps and epochs: schedules, the checkpoint from which training resumes, the progress line."""
 
 from __future__ import annotations
 
 import json
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,62 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasvae.errors import ArgumentError, RunError, nearest
-from kerasvae.metrics import active_units, explained_variance, identification
 from kerasvae.storage import atomic_path
 from kerasvae.training.schedules import KINDS, Schedule, finite
-from kerasvae.types import Mask
 
-__all__ = ["Checkpoint", "EpochProgress", "HeldOutMetrics", "Schedules"]
-
-
-class HeldOutMetrics(keras.callbacks.Callback):
-    """Add what the mean brain cannot fake, on validation people, to each epoch's logs.
-
-    Args:
-        inputs: Validation people, what the model takes by name, ``image`` (n, *data_shape) among it.
-        people: Person of each image.
-        train_mean: Mean image of the training people, (*data_shape).
-        mask: Voxels that count.
-    """
-
-    def __init__(
-        self, inputs: Mapping[str, NDArray], people: list[str], train_mean: NDArray, mask: Mask | None
-    ) -> None:
-        super().__init__()
-        self.inputs = dict(inputs)
-        self.images = images = inputs["image"]
-        self.people = people
-        self.inside = np.ones(images.shape[1:], bool) if mask is None else mask
-        self.train_mean = train_mean
-
-    def measure(self) -> dict[str, float]:
-        """Explained variance, identification and active units of the model as it is now."""
-        x = self.images[:, self.inside]
-        r = self.model.reconstruct(self.inputs)[:, self.inside]
-        codes = np.asarray(self.model.posterior.center(self.model.encode(self.inputs)))
-        return {
-            "val_calibrated_elbo": self._calibrated_elbo(),
-            "val_explained_variance": explained_variance(x, r, self.train_mean[self.inside]),
-            "val_identification": identification(x, r, self.people),
-            "val_active_units": float(active_units(codes)),
-        }
-
-    def _calibrated_elbo(self) -> float:
-        """ELBO in nats per subject, with the scale at its optimum for these people where the likelihood's is optimal.
-
-        The running scale follows training residuals; epochs compared through it would be compared by its noise.
-        """
-        log_likelihood, cost, residual = self.model.residual_terms(self.inputs)
-        likelihood = self.model.likelihood
-        if not likelihood.is_calibrated:
-            return float(np.mean(log_likelihood - cost, dtype=np.float64))
-        calibrated = likelihood.calibrated_log_prob(residual, self.images)
-        return calibrated - float(np.mean(cost, dtype=np.float64))
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Measure; the callbacks that follow see the result in the logs."""
-        if logs is not None:
-            logs.update(self.measure())
+__all__ = ["Checkpoint", "EpochProgress", "Schedules"]
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -82,12 +30,20 @@ class Checkpoint(keras.callbacks.Callback):
         patience: Epochs without a better `monitor` before training stops.
         first_candidate: Index of the first epoch whose weights may be the best (after warm-up).
         monitor: What is maximised.
+        settled: Gives the epoch from which patience counts at the earliest: a remedy takes time to show.
     """
 
     def __init__(
-        self, folder: Path, *, patience: int, first_candidate: int, monitor: str = "val_calibrated_elbo"
+        self,
+        folder: Path,
+        *,
+        patience: int,
+        first_candidate: int,
+        monitor: str = "val_calibrated_elbo",
+        settled: Callable[[], int] = lambda: 0,
     ) -> None:
         super().__init__()
+        self.settled = settled
         self.folder = folder
         self.patience = patience
         self.first_candidate = first_candidate
@@ -104,7 +60,8 @@ class Checkpoint(keras.callbacks.Callback):
         if epoch >= self.first_candidate and (self.best is None or row[self.monitor] > self._best_value()):
             self.best_epoch = epoch
             self.best = [np.asarray(variable) for variable in self.model.variables]
-        self.finished = self.best is not None and epoch - self.best_epoch >= self.patience
+        late = self.best is not None and epoch - max(self.best_epoch, self.settled()) >= self.patience
+        self.finished = late or bool(self.model.stop_training)
         self.save()
 
     def _best_value(self) -> float:
@@ -157,7 +114,8 @@ class Schedules(keras.callbacks.Callback):
     """Set numbers of the model's objective before each step, from the fraction of the training that is done.
 
     The fraction is the model's own step counter divided by `total_steps`, so that a training which was interrupted
-    goes on with the same numbers; where Keras runs several steps at once, they share the number of the first. When
+    goes on with the same numbers; where Keras runs several steps at once, they share the number of the first. Numbers
+    that a `CollapseGuard` has taken over are left to it. When
     training ends, also before its time, the numbers are left at their last value, that of fraction 1.
 
     Args:
@@ -209,6 +167,8 @@ class Schedules(keras.callbacks.Callback):
 
     def _assign(self, fraction: float) -> None:
         for name, schedule in self.schedules.items():
+            if name in self.model.remedied:
+                continue
             number = self.model.optimizer.learning_rate if name == "learning_rate" else self.model.scheduled[name]
             number.assign(schedule(fraction))
 
@@ -220,10 +180,18 @@ class EpochProgress(keras.callbacks.Callback):
         report: Called with the number of batches done and a short text.
         steps: Batches an epoch.
         done: Batches done before.
+        ailments: Gives the names of what a guard has found.
     """
 
-    def __init__(self, report: Callable[[int, str], None], steps: int, done: int = 0) -> None:
+    def __init__(
+        self,
+        report: Callable[[int, str], None],
+        steps: int,
+        done: int = 0,
+        ailments: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         super().__init__()
+        self.ailments = ailments
         self.report = report
         self.steps = steps
         self.done = done
@@ -236,12 +204,14 @@ class EpochProgress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """New figures."""
-        logs = logs or {}
+        logs, unknown = logs or {}, float("nan")
         self.text = (
-            f"epoch {epoch + 1}  validation: ELBO {logs.get('val_calibrated_elbo', float('nan')):.0f} nats, "
-            f"explained variance {logs.get('val_explained_variance', float('nan')):.3f}, "
-            f"identification {logs.get('val_identification', float('nan')):.2f}"
+            f"epoch {epoch + 1}  validation: ELBO {logs.get('val_calibrated_elbo', unknown):.0f} nats, "
+            f"explained variance {logs.get('val_explained_variance', unknown):.3f} "
+            f"(PCA {logs.get('val_explained_variance_pca', unknown):.3f}), "
+            f"identification {logs.get('val_identification', unknown):.2f}"
         )
+        self.text += "".join(f", {name}" for name in self.ailments())
         self.report(self.done, self.text)
 
 

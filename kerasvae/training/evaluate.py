@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasvae.data import Scan
-from kerasvae.data.cohort import table_of
 from kerasvae.metrics import (
     active_units,
     explained_variance,
     identification,
     mutual_information,
-    pca_reconstruct,
     variance_ratio,
 )
 from kerasvae.storage import atomic_path
+from kerasvae.training.effective import effective_beta, power_of
+from kerasvae.training.peer import pca_beside
 from kerasvae.training.run import Run, model_inputs, write_json, write_table
 
 if TYPE_CHECKING:
@@ -65,16 +65,13 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     train, held_out = _Images.of(run, "train"), _Images.of(run, role)
     inside = np.ones(model.data_shape, bool) if run.pipeline.mask is None else run.pipeline.mask
     mean_image = train.volumes.mean(axis=0)
-    peer_fit, fitted = train.volumes[:, inside], train.scans
-    if role == "test":
-        others = _Images.of(run, "validation")
-        peer_fit, fitted = np.concatenate([peer_fit, others.volumes[:, inside]]), fitted + others.scans
+    fitted = _Images.of(run, "train", "validation") if role == "test" else train
     x, mean, people = held_out.volumes[:, inside], mean_image[inside], [scan.person for scan in held_out.scans]
     inputs = model_inputs(model, held_out.scans, held_out.volumes)
     reconstructions = model.reconstruct(inputs)
     r = reconstructions[:, inside]
     terms, codes = model.elbo(inputs, samples=DRAWS), model.encode(inputs)
-    pca = _peer(model, peer_fit, x, fitted, held_out.scans)
+    pca = pca_beside(model, model_inputs(model, fitted.scans, fitted.volumes), inputs, inside)
     per_dimension = terms.get("kl_per_dimension", np.zeros((1, 0)))
     n_voxels = int(inside.sum())
     numbered = (model.likelihood, model.posterior)
@@ -95,6 +92,7 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
         "elbo_nats": float(terms["elbo"].mean(dtype=np.float64)),
         "elbo_nats_per_voxel": float(terms["elbo"].mean(dtype=np.float64)) / n_voxels,
         "beta": _beta(model),
+        "effective_beta": effective_beta(model, float(np.mean(np.abs(x - r) ** power_of(model), dtype=np.float64))),
         **_target_figures(model, codes, inputs),
         **{name: float(value) for part in numbered for name, value in part.numbers().items()},
         **{f"n_{name}": count for name, count in run.split.counts().items()},
@@ -119,21 +117,6 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     write_json(run.path / "metrics.json", metrics)  # last: with it the run is finished
     run.__dict__.pop("metrics", None)
     return json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
-
-
-def _peer(model: VAE, fit: NDArray, x: NDArray, fitted: list[Scan], scans: list[Scan]) -> NDArray:
-    """Reconstructions by PCA, (n, v); of a model with covariates, it too gets them: PCA of what a line leaves."""
-    covariates, coding = model.covariates, model.coding
-    if covariates is None or coding is None:
-        return pca_reconstruct(fit, x, model.latent_size)
-
-    def design(of: list[Scan]) -> NDArray[np.float64]:
-        condition = coding(covariates.matrix(table_of(of, covariates.names)))
-        return np.column_stack([np.ones(len(of)), condition])
-
-    slopes = np.linalg.pinv(design(fitted)) @ fit
-    expected = design(scans) @ slopes
-    return expected + pca_reconstruct(fit - design(fitted) @ slopes, x - expected, model.latent_size)
 
 
 def _beta(model: VAE) -> float | None:

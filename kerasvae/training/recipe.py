@@ -166,7 +166,7 @@ class ModelSection(Section):
     prior_options: dict[str, Any] = Field({}, description="what its class takes")
     likelihood: str = Field("normal", description="kind of the likelihood")
     likelihood_options: dict[str, Any] = Field({}, description="what its class takes")
-    scale: Literal["optimal", "fixed", "learned", "per_voxel", "decoder"] = Field(
+    scale: Literal["optimal", "fixed", "learned", "per_voxel", "decoder", "voxel_mean"] = Field(
         "optimal", description="scale of the normal likelihood"
     )
     stddev: float = Field(1.0, gt=0, description="the scale where it is fixed, and at the start")
@@ -202,6 +202,10 @@ class TrainingSection(Section):
     patience: int = Field(10, ge=1, description="epochs without a better validation ELBO before training stops")
     decay: Literal["none", "cosine"] = Field("none", description="of the learning rate, to 0 at the last epoch")
     cross_fit: bool = Field(True, description="linear start: train on people whom the core was not fitted to")
+    guard: Literal["warn", "stop", "remedy"] = Field(
+        "warn", description="what follows a lasting collapse: a CollapseGuard"
+    )
+    tensorboard: bool = Field(False, description="write every figure of every epoch for TensorBoard, too")
     refit: bool = Field(True, description="at last, learn from training and validation people together")
     seed: int = Field(0, ge=0, description="of weights, order and draws")
     deterministic: bool = Field(True, description="same machine, same versions: same result, bit for bit")

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +28,12 @@ from kerasvae.preprocess import Pipeline, fit_pipeline, grid_of
 from kerasvae.storage import atomic_path, recover
 from kerasvae.training.augmentation import augmentation_of
 from kerasvae.training.build import build_model
-from kerasvae.training.callbacks import Checkpoint, EpochProgress, HeldOutMetrics, Schedules
+from kerasvae.training.callbacks import Checkpoint, EpochProgress, Schedules
 from kerasvae.training.cross_fit import CrossFit
 from kerasvae.training.evaluate import evaluate
+from kerasvae.training.guard import CollapseGuard, Remedied
 from kerasvae.training.recipe import Recipe
+from kerasvae.training.remedy import Remedy, replayed
 from kerasvae.training.run import Run, load_run, model_inputs, write_json, write_scans, write_table
 
 __all__ = ["Progress", "train"]
@@ -280,20 +282,34 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     total = steps * section.epochs
     decided_by = evaluation_dataset(held_out, _rows(run, decide), batch_size=section.batch_size)
     people = [scan.person for scan in run.cohort.scans_of(split, decide)]
-    watch = HeldOutMetrics(held_out, people, learned["image"].mean(axis=0), run.pipeline.mask)
+    guard = CollapseGuard(
+        held_out,
+        learned,
+        people=people,
+        mask=run.pipeline.mask,
+        action=section.guard,
+        path=run.path / "guard.json",
+        tensorboard=run.path / "tensorboard" if section.tensorboard else None,
+    )
     schedules, warm = recipe.schedules(), recipe.first_candidate()
-    checkpoint = Checkpoint(run.path / "checkpoint", patience=section.patience, first_candidate=warm)
-    callbacks: list[keras.callbacks.Callback] = [watch, checkpoint]
+    checkpoint = Checkpoint(
+        run.path / "checkpoint", patience=section.patience, first_candidate=warm, settled=lambda: guard.settled
+    )
+    callbacks: list[keras.callbacks.Callback] = [guard, checkpoint]
     for callback in callbacks:
         callback.set_model(model)
+    guard.keep_first()
     if checkpoint.folder.is_dir():
         done = checkpoint.restore()
+        guard.restore(done)
     else:
         done = 0
         before = model.evaluate(decided_by, verbose=0, return_dict=True)
-        checkpoint.record(0, {**{f"val_{k}": v for k, v in before.items()}, **watch.measure()})
+        checkpoint.record(0, {**{f"val_{k}": v for k, v in before.items()}, **guard.observe(0)})
     callbacks.insert(0, Schedules(total, schedules))
-    callbacks.append(EpochProgress(lambda n, text: progress("train", n, total, text), steps, done * steps))
+    callbacks.append(
+        EpochProgress(lambda n, text: progress("train", n, total, text), steps, done * steps, lambda: guard.ailments)
+    )
     seconds = float(checkpoint.history[-1].get("seconds", 0.0))
     callbacks = [*learners.callbacks, _Clock(seconds), *callbacks]
     if done < section.epochs and not checkpoint.finished:
@@ -310,11 +326,12 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     progress("train", total, total, f"best: epoch {checkpoint.best_epoch}")
     checkpoint.use_best()
     refit = section.refit and decide == "validation"
-    final = _refit(run, recipe, checkpoint.best_epoch, progress) if refit else model
-    for name, schedule in schedules.items():  # the best weights came with the values of their epoch
-        for each in (model, final):
+    final = _refit(run, recipe, checkpoint.best_epoch, guard.remedies, progress) if refit else model
+    for each in (model, final):  # the best weights came with the values of their epoch
+        for name, schedule in schedules.items():
             if name in each.scheduled:
                 each.scheduled[name].assign(schedule(1.0))
+        guard.settle(each)
     # Residuals of people who were learned from are smaller than those of new people, to whom a scale of theirs would
     # not do: without calibration people the model judges that has not seen those who decide.
     judge, judged = (final, load(final, "calibration")) if split.people("calibration") else (model, held_out)
@@ -327,9 +344,13 @@ def _fit(run: Run, recipe: Recipe, progress: Progress) -> float:
     return seconds if done else 0.0
 
 
-def _refit(run: Run, recipe: Recipe, epochs: int, progress: Progress) -> VAE:
-    """The recipe's model, learned from training and validation people together for the number of epochs found best."""
+def _refit(run: Run, recipe: Recipe, best: int, remedies: Sequence[Remedy], progress: Progress) -> VAE:
+    """The recipe's model, learned from training and validation people together for the number of epochs found best.
+
+    What happened before a remedy began again from the first weights is left out.
+    """
     section = recipe.training
+    epochs, again = replayed(remedies, best)
     learners = _learners(run, recipe, progress, "train", "validation")
     model, steps = learners.model, learners.steps
     if epochs:
@@ -339,7 +360,7 @@ def _refit(run: Run, recipe: Recipe, epochs: int, progress: Progress) -> VAE:
             learners.dataset(epochs, section.seed),
             epochs=epochs,
             steps_per_epoch=steps,
-            callbacks=[*learners.callbacks, moved, report],
+            callbacks=[*learners.callbacks, moved, Remedied(again), report],
             shuffle=False,
             verbose=0,
         )

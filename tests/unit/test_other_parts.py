@@ -16,8 +16,9 @@ from kerasvae.distributions.base import Likelihood, Output, Posterior
 from kerasvae.models import VAE
 from kerasvae.networks import dense_decoder, dense_encoder
 from kerasvae.objectives import ELBO, Commitment
-from kerasvae.training.callbacks import Checkpoint, HeldOutMetrics
+from kerasvae.training.callbacks import Checkpoint
 from kerasvae.training.evaluate import evaluate
+from kerasvae.training.guard import CollapseGuard
 
 X = np.random.default_rng(2).standard_normal((9, 4, 3, 2)).astype("f4")
 SHAPE = X.shape[1:]
@@ -90,9 +91,9 @@ def model():
 )
 def test_validation_figures_without_a_sigma_that_people_set(likelihood):
     model = make(likelihood())
-    watch = HeldOutMetrics({"image": X}, [f"sub-{i}" for i in range(9)], X.mean(0), None)
+    watch = CollapseGuard(X, X)
     watch.set_model(model)
-    found = watch.measure()
+    found = watch.observe(0)
     log_likelihood, kl, _ = model.residual_terms(X)
     assert found["val_calibrated_elbo"] == pytest.approx((log_likelihood - kl).mean(), rel=1e-5)
     assert found["val_active_units"] == (model.encode(X)["middle"].var(0) > 0.01).sum()
@@ -145,9 +146,9 @@ def test_figures_of_discrete_codes(tmp_path):
     with (tmp_path / "latents.tsv").open() as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     assert [[row[f"codes_{position}"] for position in range(3)] for row in rows] == codes["codes"].astype(str).tolist()
-    watch = HeldOutMetrics({"image": X}, [f"sub-{i}" for i in range(9)], X.mean(0), None)
+    watch = CollapseGuard(X, X)
     watch.set_model(model)
-    assert watch.measure()["val_active_units"] == (codes["embedding"].var(0) > 0.01).sum()
+    assert watch.observe(0)["val_active_units"] == (codes["embedding"].var(0) > 0.01).sum()
 
 
 def fake_run(model, path):

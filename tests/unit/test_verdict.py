@@ -116,9 +116,13 @@ def test_identification_that_nobody_could_pass_is_not_held_against_the_model():
      (6, "note", "2 of 8 dimensions"), (8, "good", "No posterior collapse")],
 )  # fmt: skip
 def test_collapse(active, level, words):
-    finding = of("collapse", changed(active_units=active))
+    finding = of("collapse", changed(active_units=active, explained_variance=0.3))
     assert finding.level == level
     assert words in finding.text
+
+
+def test_few_dimensions_that_do_better_than_pca_are_no_warning():
+    assert of("collapse", changed(active_units=2)).level == "note"
 
 
 def test_collapse_is_not_diagnosed_from_one_person():
