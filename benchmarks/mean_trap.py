@@ -31,6 +31,7 @@ from kerasvae.data.cohort import Scan
 from kerasvae.metrics import stability
 from kerasvae.networks.covariance_map import mirror_index
 from kerasvae.training.run import Run, model_inputs
+from kerasvae.training.textbook import textbook
 
 RECIPES = {"T1": "t1-4mm", "GM": "gm-4mm"}
 FOLDS = 5
@@ -43,6 +44,8 @@ LEAST = {
     "GM": {"ratio": (1.08, 1.15), "identification": (0.93, 1.0)},
 }
 PACKAGES = ("kerasvae", "tensorflow", "keras", "scikit-learn", "numpy")
+ROLES = ["cohort.exclude={}", 'split.column="role"', "split.stratify=[]"]
+"""The benchmark's own table says who is in which role."""
 NO_MEAN = ("people", "codes", "codes_pca")
 Errors = dict[str, NDArray[np.float64]]
 
@@ -60,6 +63,7 @@ def run(folder: Path, *, work: Path, epochs: int | None = None, seeds: int = SEE
     for name, recipe in RECIPES.items():
         settings = [] if epochs is None else [f"training.epochs={epochs}"]
         rows += _rows(name, [people_of(folder, work, recipe, seed, settings=settings) for seed in range(seeds)])
+        rows += _textbook_rows(folder, work, name, recipe)
     versions = {package: version(package) for package in PACKAGES}
     return [row | {"versions": versions} for row in rows]
 
@@ -84,11 +88,10 @@ def people_of(
         if not figures.is_file():
             print(f"{place.name}: training", flush=True)
             table = _table(folder, place, recipe, fold)
-            roles = ["cohort.exclude={}", 'split.column="role"', "split.stratify=[]", f"training.seed={seed}"]
-            chosen = kerasvae.load_recipe(recipe, [*roles, *settings])
+            chosen = kerasvae.load_recipe(recipe, [*ROLES, f"training.seed={seed}", *settings])
             trained = kerasvae.train(chosen, table, place / "run", resume=True)
             begun = time.perf_counter()
-            judged = _judge(trained)
+            judged = _judge(trained, evidence=seed == 0 and not settings)
             temporary = place / "temporary.npz"
             np.savez(temporary, **judged)
             temporary.replace(figures)
@@ -132,7 +135,7 @@ def _table(folder: Path, place: Path, recipe: str, fold: int) -> Path:
     return path
 
 
-def _judge(trained: Run) -> Errors:
+def _judge(trained: Run, *, evidence: bool) -> Errors:
     """Of each test person: squared errors, whom the reconstruction resembles most, evidence, age read from codes."""
     model, mask = trained.model, trained.pipeline.mask
     if mask is None:
@@ -147,7 +150,7 @@ def _judge(trained: Run) -> Errors:
     inputs = model_inputs(model, test, x)
     codes = {"ours": (model.encode(model_inputs(model, learned, fit))["mean"], model.encode(inputs)["mean"])}
     codes["pca"] = (plain.transform(fit[:, mask]), plain.transform(x[:, mask]))
-    evidence = model.log_evidence(inputs, DRAWS).log_evidence
+    ours = model.log_evidence(inputs, DRAWS).log_evidence if evidence else np.full(len(test), np.nan)
     made = {
         "ours": model.reconstruct(inputs)[:, mask],
         "pca": plain.inverse_transform(codes["pca"][1]),
@@ -167,7 +170,7 @@ def _judge(trained: Run) -> Errors:
         found[f"error_{name}"] = np.square(x[:, mask] - image, dtype=np.float64).sum(axis=1)
         distance = np.square(image[:, None] - x[:, mask][None]).sum(axis=2, dtype=np.float64)
         found[f"found_{name}"] = (distance.argmin(axis=1) == np.arange(len(x))).astype(float)
-    found["evidence_ours"] = np.asarray(evidence) / mask.sum()
+    found["evidence_ours"] = np.asarray(ours) / mask.sum()
     found["evidence_pca"] = _ppca_evidence(trained, plain, x[:, mask])
     ages = [np.array([float(scan.covariates["age"]) for scan in scans]) for scans in (learned, test)]
     found["age"] = ages[1]
@@ -270,7 +273,7 @@ def _rows(name: str, by_seed: list[Errors]) -> list[dict[str, Any]]:
         f"PCA: {people['found_pca'].mean():.3f}",
         *least["identification"],
     )
-    difference = people["evidence_ours"] - people["evidence_pca"]
+    difference = by_seed[0]["evidence_ours"] - by_seed[0]["evidence_pca"]
     low, high = interval(difference)
     row(
         f"log evidence over exact probabilistic PCA's (95 % {low:.4f} to {high:.4f})",
@@ -295,6 +298,46 @@ def _rows(name: str, by_seed: list[Errors]) -> list[dict[str, Any]]:
         row("agreement of codes between seeds, likewise", float(np.mean([pair.procrustes for pair in seeds])), "R²")
     row("time for one fold", float(people["seconds"].mean()), "s", None)
     rows[-1] |= {"at_least": 600.0, "aim": 300.0, "ok": bool(people["seconds"].mean() <= 600)}
+    return rows
+
+
+def _textbook_rows(folder: Path, work: Path, name: str, recipe: str) -> list[dict[str, Any]]:
+    """What CollapseGuard says of the textbook's recipe and where remedies lead, on validation people of one fold."""
+    rows = []
+    for action in ("warn", "remedy"):
+        place = work / f"{recipe}-textbook-{action}"
+        chosen = textbook(kerasvae.load_recipe(recipe, [*ROLES, f"training.guard={action}"]))
+        print(f"{place.name}: training", flush=True)
+        trained = kerasvae.train(chosen, _table(folder, place, recipe, 0), place / "run", resume=True)
+        entries = json.loads((trained.path / "guard.json").read_text(encoding="utf-8"))["epochs"]
+        trapped = [entry["epoch"] for entry in entries if "mean-brain trap" in entry["lasting"]]
+        last = entries[-1]
+        free = all(each["name"] != "mean-brain trap" for each in last["diagnoses"])
+        figures = f"explained variance {last['figures']['explained_variance']:.3f}, "
+        figures += f"identification {last['figures']['identification']:.2f}"
+        if action == "warn":
+            what, value, ok = (
+                "textbook's recipe: first epoch at which CollapseGuard names the trap",
+                trapped[:1],
+                bool(trapped),
+            )
+        else:
+            what, value, ok = (
+                "textbook's recipe with remedy: epochs in the trap",
+                [len(trapped)],
+                bool(trapped) and free,
+            )
+        rows.append(
+            {
+                "name": f"{name}: {what}; at the end {figures}",
+                "value": value[0] if value else None,
+                "unit": "epochs",
+                "peer": None,
+                "at_least": None,
+                "aim": None,
+                "ok": ok,
+            }
+        )
     return rows
 
 
