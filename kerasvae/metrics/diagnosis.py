@@ -72,6 +72,7 @@ class Figures:
         effective_beta: β · scale^p / mean |x − x̂|^p with p = 2 for a normal likelihood: the weight that the KL would
             have to have, for the same optimum, were the scale at its best value for these people. 1 is the ELBO. A mean
             over N voxels in the place of the sum makes it about N / 2s², s² the mean squared residual.
+        effective_beta_pca: The same, were their residual PCA's, as it may become.
         elbo: Calibrated ELBO of these people, nats per subject; what chooses the epoch.
         train_elbo: ELBO of the training people, nats per subject.
         epoch: Number of epochs done.
@@ -89,6 +90,7 @@ class Figures:
     aggregate_mean: tuple[float, ...] = ()
     aggregate_variance: tuple[float, ...] = ()
     effective_beta: float = math.nan
+    effective_beta_pca: float = math.nan
     elbo: float = math.nan
     train_elbo: float = math.nan
     epoch: int = 0
@@ -147,9 +149,9 @@ def diagnose(figures: Figures, history: Sequence[Figures] = ()) -> list[Diagnosi
       out itself, and PCA with all d explains more; else a note: dimensions that the people do not support are rightly
       left alone by an ELBO.
     - **over-regularised**: an effective β above 2, and PCA explains more.
-    - **under-regularised**: an effective β below 0.5 (or unknown), and the codes of all people are more than 0.5 nats a
-      dimension from the prior N(0, I), both taken as normal. Small posterior deviations alone are no sign: a brain has
-      so many voxels that a healthy code is known to a hundredth.
+    - **under-regularised**: an effective β below 0.5, with PCA's residual, too, (or an unknown one), and the codes of
+      all people are more than 0.5 nats a dimension from the prior N(0, I), both taken as normal. Small posterior
+      deviations alone are no sign: a brain has so many voxels that a healthy code is known to a hundredth.
     - **overfitted**: the calibrated ELBO of held-out people has been below its best by a nat or more for 3 epochs,
       while that of the training people rose by a nat or more. A warning where it has cost 0.02 of the explained
       variance, else a note.
@@ -256,7 +258,7 @@ def _regularisation(figures: Figures) -> list[Diagnosis]:
         )
         advice = "Use the optimal scale with beta = 1: sums over voxels, not means, or a smaller beta or scale."
         return [Diagnosis("over-regularised", "warning", text, advice)]
-    if not figures.aggregate_variance or beta >= LIGHT:
+    if not figures.aggregate_variance or beta >= LIGHT or figures.effective_beta_pca >= LIGHT:
         return []
     mean, variance = np.array(figures.aggregate_mean), np.array(figures.aggregate_variance)
     far = float(np.mean(0.5 * (variance + mean**2 - 1 - np.log(np.maximum(variance, 1e-12)))))

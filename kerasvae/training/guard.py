@@ -53,7 +53,7 @@ class Remedied(keras.callbacks.Callback):
     def keep_first(self) -> None:
         """Remember the weights and the optimisers as they are, for remedies that begin again from them."""
         model = self.model
-        kept = [model.step, *model.scheduled.values()]
+        kept = [model.step, model.people, *model.scheduled.values()]
         for optimizer in (model.optimizer, model.critic_optimizer):
             if optimizer is not None and isinstance(optimizer.learning_rate, keras.Variable):
                 kept.append(optimizer.learning_rate)
@@ -288,6 +288,7 @@ class CollapseGuard(Remedied):
             aggregate_mean=mean,
             aggregate_variance=variance,
             effective_beta=math.nan if moving else figures["effective_beta"],
+            effective_beta_pca=math.nan if moving else effective_beta(model, peer["residual_pca"]),
             elbo=figures["calibrated_elbo"],
             train_elbo=train_elbo,
             epoch=epoch,
@@ -363,7 +364,8 @@ class CollapseGuard(Remedied):
     def _act(self, epoch: int, logs: dict[str, Any]) -> None:
         """Warn, stop or treat."""
         entry = self.diagnoses[-1]
-        before = self.diagnoses[-2].lasting if len(self.diagnoses) > 1 else ()
+        since = max((remedy.epoch for remedy in self.remedies), default=-1)
+        before = {name for each in self.diagnoses[:-1] if each.epoch > since for name in each.lasting}
         lasting = [each for each in entry.diagnoses if each.name in entry.lasting]
         for each in lasting:
             if each.name not in before:

@@ -250,3 +250,27 @@ def test_refit_learns_from_validation_people_too(blob_cohort, blob_recipe, tmp_p
     alone = train(load_recipe(blob_recipe, [*options, "training.refit=false"]), blob_cohort, tmp_path / "alone")
     assert int(alone.model.people) == 10
     assert int(run.model.people) == 14
+
+
+def test_guard_of_a_run_treats_it_and_the_refit_follows(blob_cohort, blob_recipe, tmp_path):
+    """The textbook's loss: after the remedy the model that was saved has the guard's beta, and learned from it."""
+    import warnings
+
+    from kerasvae import textbook
+
+    options = ["training.guard=remedy", "model.network=dense", "training.tensorboard=true"]
+    recipe = textbook(load_recipe(blob_recipe, options))
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"epochs": 24})})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = train(recipe, blob_cohort, tmp_path / "run")
+    watch = json.loads((tmp_path / "run" / "guard.json").read_text())
+    (remedy,) = [each["remedy"] for each in watch["epochs"] if each["remedy"]][:1]
+    beta = remedy["numbers"]["beta"][1]
+    assert 0 < beta < 0.1
+    assert run.metrics["beta"] == pytest.approx(beta, rel=1e-5)
+    assert float(run.model.scheduled["beta"]) == pytest.approx(beta, rel=1e-5)
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+    with (tmp_path / "run" / "history.csv").open() as stream:
+        row = list(csv.DictReader(stream))[-1]
+    assert {"val_kl_00", "val_explained_variance_pca", "val_mutual_information", "val_effective_beta"} <= set(row)

@@ -105,6 +105,12 @@ def test_under_regularised(beta, spread, shift):
     assert found == ([("under-regularised", "warning")] if nats > 0.5 and not beta > 0.5 else [])
 
 
+def test_a_beta_that_fits_pcas_residual_is_not_too_light():
+    far = {"effective_beta": 0.1, "aggregate_variance": (0.01,) * 8}
+    assert names(**far, effective_beta_pca=0.49) == [("under-regularised", "warning")]
+    assert names(**far, effective_beta_pca=0.51) == []
+
+
 def rows(*values):
     """Epochs of (validation ELBO, training ELBO, explained variance)."""
     return [

@@ -1,7 +1,8 @@
-"""The guard on tiny models that are really trained: each ailment is provoked, named once, and treated where it can be."""
+"""The guard on tiny models that are really trained: each ailment is provoked, named once, and treated."""
 
 import json
 import warnings
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -19,20 +20,20 @@ from kerasvae.training.schedules import Constant, Linear
 SHAPE, VOXELS = (6, 5), 30
 
 
-def people(n, seed, spread=(2.0, 1.0, 1.0, 0.7), noise=0.2):
+def people(n, seed, spread=(2.0, 1.0, 1.0, 0.7), noise=0.1):
     """Images that differ from a common mean along four patterns."""
     rng, patterns = np.random.default_rng(seed), np.random.default_rng(99).standard_normal((4, *SHAPE))
     codes = rng.standard_normal((n, 4)) * spread
-    images = 3 + 0.5 * np.einsum("nk,kxy->nxy", codes, patterns) + noise * rng.standard_normal((n, *SHAPE))
+    images = 0.2 + 0.25 * np.einsum("nk,kxy->nxy", codes, patterns) + noise * rng.standard_normal((n, *SHAPE))
     return images.astype("f4")
 
 
-TRAIN, HELD_OUT = people(64, 0), people(20, 1)
+TRAIN, HELD_OUT = people(64, 0), people(16, 1)
 
 
-def vae(size=4, rate=1e-2, objective=None, scale="optimal", stddev=1.0):
+def vae(size=4, rate=1e-2, objective=None, scale="optimal", stddev=1.0, units=(32,)):
     keras.utils.set_random_seed(1)
-    encoder, decoder = dense_encoder(SHAPE, 2 * size, (32,)), dense_decoder(SHAPE, size, (32,))
+    encoder, decoder = dense_encoder(SHAPE, 2 * size, units), dense_decoder(SHAPE, size, units)
     likelihood = NormalLikelihood(scale=scale, stddev=stddev)
     model = VAE(encoder, decoder, likelihood=likelihood, objective=objective or ELBO())
     model.compile(keras.optimizers.Adam(rate))
@@ -43,8 +44,8 @@ def textbook(**options):
     return vae(scale="fixed", stddev=np.sqrt(VOXELS / 2), **options)
 
 
-def fit(model, guard, epochs, *others, x=TRAIN, **options):
-    return model.fit(x, epochs=epochs, batch_size=16, verbose=0, callbacks=[guard, *others], **options).history
+def fit(model, guard, epochs, *others, x=TRAIN, batch=16, **options):
+    return model.fit(x, epochs=epochs, batch_size=batch, verbose=0, callbacks=[guard, *others], **options).history
 
 
 def told(call):
@@ -69,22 +70,22 @@ def test_healthy_training_is_left_alone():
 
 
 def test_dimensions_that_a_linear_start_leaves_out_are_no_ailment():
-    two = people(64, 0, spread=(2.0, 1.0, 0.0, 0.0), noise=0.5)
-    core = fit_core(two, 6, mirror=True, prior="variance", spacing_mm=(4, 4))
-    encoder, decoder = linear_start(dense_encoder(SHAPE, 12, (8,)), dense_decoder(SHAPE, 6, (8,)), core)
+    few = people(4, 0)  # they span three dimensions
+    core = fit_core(few, 8)
+    encoder, decoder = linear_start(dense_encoder(SHAPE, 16, (8,)), dense_decoder(SHAPE, 8, (8,)), core)
     model = VAE(encoder, decoder)
-    model.likelihood.set_sigma(core.noise_variance**0.5)
+    model.likelihood.set_sigma(0.2)
     model.compile(keras.optimizers.Adam(1e-5))
-    guard = CollapseGuard(people(20, 1, spread=(2.0, 1.0, 0.0, 0.0), noise=0.5), two, patience=1)
-    fit(model, guard, 2)
+    guard = CollapseGuard(HELD_OUT, few, patience=1)
+    fit(model, guard, 2, x=few)
     (found,) = guard.diagnoses[-1].diagnoses
     assert (found.name, found.level) == ("posterior collapse", "note")
-    assert "4 of 6 dimensions are inactive, which the start left out" in found.text
+    assert "5 of 8 dimensions are inactive, which the start left out" in found.text
 
 
 def test_mean_brain_trap_by_the_loss_of_the_textbooks():
-    guard = CollapseGuard(HELD_OUT, TRAIN, patience=5)
-    warned = told(lambda: fit(textbook(), guard, 40))
+    guard = CollapseGuard(HELD_OUT, TRAIN, patience=3)
+    warned = told(lambda: fit(textbook(), guard, 20))
     assert guard.ailments[:2] == ("mean-brain trap", "posterior collapse")
     assert sum("Mean-brain trap" in text for text in warned) == 1
     assert sum("Over-regularised" in text for text in warned) == 1
@@ -96,49 +97,50 @@ def test_mean_brain_trap_by_the_loss_of_the_textbooks():
 
 
 def test_posterior_collapse_of_some_dimensions_by_a_large_beta():
-    # along the strongest pattern people differ enough for a KL that is paid for forty times, along the others not
-    x, held_out = (people(n, seed, spread=(6.0, 0.8, 0.8, 0.8)) for n, seed in ((64, 0), (20, 1)))
+    # from the principal axes: along the first people differ enough for a KL that counts forty times, along no other
+    x, held_out = (people(n, seed, spread=(6.0, 0.8, 0.8, 0.8)) for n, seed in ((64, 0), (16, 1)))
+    core = fit_core(x, 4)
+    encoder, decoder = linear_start(dense_encoder(SHAPE, 8, (8,)), dense_decoder(SHAPE, 4, (8,)), core)
+    model = VAE(encoder, decoder, likelihood=NormalLikelihood(scale="fixed", stddev=0.5), objective=ELBO(beta=40.0))
+    model.compile(keras.optimizers.Adam(1e-2))
     guard = CollapseGuard(held_out, x, patience=3)
-    model = vae(objective=ELBO(beta=40.0), scale="fixed", stddev=0.5)
-    warned = told(lambda: fit(model, guard, 40, x=x))
-    collapse = [text for text in warned if "Posterior collapse in part" in text]
-    assert len(collapse) == 1
+    warned = told(lambda: fit(model, guard, 24, x=x))
+    (collapse,) = [text for text in warned if "Posterior collapse in part" in text]
     assert "posterior collapse" in guard.ailments
-    last = guard.diagnoses[-1].figures
-    assert "3 of 4 dimensions are inactive" in collapse[0]
-    assert sorted(kl > 0.1 for kl in last.kl_per_dimension) == [False, False, False, True]
+    assert "3 of 4 dimensions are inactive" in collapse
+    assert sorted(kl > 0.1 for kl in guard.diagnoses[-1].figures.kl_per_dimension) == [False, False, False, True]
 
 
 def test_over_regularised():
     guard = CollapseGuard(HELD_OUT, TRAIN, patience=3)
-    warned = told(lambda: fit(vae(objective=ELBO(beta=6.0)), guard, 40))
+    warned = told(lambda: fit(vae(objective=ELBO(beta=6.0)), guard, 20))
     assert guard.ailments == ("over-regularised",)
     assert any("the effective beta is 6" in text for text in warned)
 
 
 def test_under_regularised():
     guard = CollapseGuard(HELD_OUT, TRAIN, patience=3)
-    warned = told(lambda: fit(vae(objective=ELBO(beta=0.0)), guard, 25))
+    warned = told(lambda: fit(vae(objective=ELBO(beta=0.0)), guard, 16))
     assert "under-regularised" in guard.ailments
     assert any("Under-regularised: the effective beta is 0, and the codes" in text for text in warned)
 
 
 def test_a_rising_beta_is_not_judged():
     guard = CollapseGuard(HELD_OUT, TRAIN, patience=3)
-    fit(vae(), guard, 12, Schedules(12 * 4, {"beta": Linear(0.0, 1.0)}))
+    fit(vae(), guard, 8, Schedules(8 * 4, {"beta": Linear(0.0, 1.0)}))
     assert not any(each.name == "under-regularised" for entry in guard.diagnoses for each in entry.diagnoses)
 
 
 def test_overfitted():
-    few, others = people(8, 0, noise=1.0), people(20, 1, noise=1.0)
+    few, others = people(4, 0, noise=0.5), people(16, 1, noise=0.5)
     guard = CollapseGuard(others, few, patience=3, action="remedy")
-    model = vae(rate=1e-2)
-    warned = told(lambda: fit(model, guard, 60, x=few))
+    model = vae(rate=2e-2)
+    warned = told(lambda: fit(model, guard, 30, x=few, batch=2))
     assert any("Overfitted: since epoch" in text for text in warned)
     treated = [remedy for remedy in guard.remedies if remedy.against == "overfitted"]
     assert treated
-    assert treated[0].learning_rate == (pytest.approx(1e-2), pytest.approx(3e-3))
-    assert float(model.optimizer.learning_rate) <= 3e-3 * 1.0001
+    assert treated[0].learning_rate == (pytest.approx(2e-2), pytest.approx(6e-3))
+    assert float(model.optimizer.learning_rate) <= 6e-3 * 1.0001
 
 
 def test_stop():
@@ -149,10 +151,10 @@ def test_stop():
 
 
 def test_remedy_leads_out_of_the_trap():
-    model, guard = textbook(), CollapseGuard(HELD_OUT, TRAIN, action="remedy", patience=4)
-    schedule = Schedules(70 * 4, {"beta": Constant(1.0)})
+    model, guard = textbook(), CollapseGuard(HELD_OUT, TRAIN, action="remedy", patience=3)
+    schedule = Schedules(36 * 4, {"beta": Constant(1.0)})
     logs = {}
-    told(lambda: logs.update(fit(model, guard, 70, schedule)))
+    told(lambda: logs.update(fit(model, guard, 36, schedule)))
     (remedy,) = guard.remedies
     assert (remedy.against, remedy.restart) == ("mean-brain trap", True)
     # β such that the KL counts as in the ELBO with PCA's residual
@@ -169,7 +171,7 @@ def test_remedy_leads_out_of_the_trap():
     assert logs["val_explained_variance"][-1] > 0.5 * logs["val_explained_variance_pca"][-1]
 
 
-@pytest.mark.parametrize("cut", [1, 9, 11])
+@pytest.mark.parametrize("cut", [1, 4, 6])
 def test_interrupted_and_resumed_ends_bit_equal(tmp_path, cut, whole_training):
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -180,7 +182,7 @@ def test_interrupted_and_resumed_ends_bit_equal(tmp_path, cut, whole_training):
     model = textbook()
     guard, checkpoint = parts(tmp_path, model)
     with pytest.raises(KeyboardInterrupt):
-        told(lambda: fit(model, guard, 24, checkpoint, Stop(), shuffle=False))
+        told(lambda: fit(model, guard, 14, checkpoint, Stop(), shuffle=False))
     # what was written for an epoch whose checkpoint was not is forgotten
     content = json.loads((tmp_path / "guard.json").read_text())
     content["epochs"].append({**content["epochs"][-1], "epoch": cut + 1})
@@ -190,7 +192,7 @@ def test_interrupted_and_resumed_ends_bit_equal(tmp_path, cut, whole_training):
     done = checkpoint.restore()
     guard.restore(done)
     assert done == cut == guard.diagnoses[-1].epoch
-    told(lambda: fit(model, guard, 24, checkpoint, shuffle=False, initial_epoch=done))
+    told(lambda: fit(model, guard, 14, checkpoint, shuffle=False, initial_epoch=done))
     for a, b in zip(whole, model.variables, strict=True):
         np.testing.assert_array_equal(a, np.asarray(b))
     assert json.loads((tmp_path / "guard.json").read_text()) == expected
@@ -210,8 +212,8 @@ def parts(folder, model):
 def whole_training(tmp_path_factory):
     folder, model = tmp_path_factory.mktemp("whole"), textbook()
     guard, checkpoint = parts(folder, model)
-    told(lambda: fit(model, guard, 24, checkpoint, shuffle=False))
-    assert 1 < guard.remedies[0].epoch <= 9 < guard.settled, guard.remedies
+    told(lambda: fit(model, guard, 14, checkpoint, shuffle=False))
+    assert 1 < guard.remedies[0].epoch <= 4 < guard.settled, guard.remedies
     variables = [np.asarray(variable) for variable in model.variables]
     return variables, json.loads((folder / "guard.json").read_text()), checkpoint.best_epoch
 
@@ -219,7 +221,7 @@ def whole_training(tmp_path_factory):
 def test_figures_of_the_logs(tmp_path):
     mask = np.zeros(SHAPE, bool)
     mask[1:, :4] = True
-    names = [f"sub-{i // 2}" for i in range(20)]
+    names = [f"sub-{i // 2}" for i in range(16)]
     model = vae()
     guard = CollapseGuard(HELD_OUT, TRAIN, people=names, mask=mask, tensorboard=tmp_path)
     progress = []
@@ -229,24 +231,24 @@ def test_figures_of_the_logs(tmp_path):
     assert last["val_explained_variance"] == pytest.approx(1 - ((x - r) ** 2).sum() / ((x - mean) ** 2).sum(), rel=1e-4)
     assert last["val_variance_ratio"] == pytest.approx(r.var(0).sum() / x.var(0).sum(), rel=1e-4)
     nearest = np.linalg.norm(r[:, None] - x[None], axis=-1).argmin(1)
-    assert last["val_identification"] == np.mean(nearest // 2 == np.arange(20) // 2)
+    assert last["val_identification"] == np.mean(nearest // 2 == np.arange(16) // 2)
     codes = model.encode(HELD_OUT)
     kl = 0.5 * (codes["mean"] ** 2 + codes["stddev"] ** 2 - 1 - 2 * np.log(codes["stddev"]))
     for dimension in range(4):
         assert last[f"val_kl_{dimension:02d}"] == pytest.approx(kl[:, dimension].mean(), rel=1e-4)
     assert last["val_active_units"] == (codes["mean"].var(0) > 0.01).sum()
-    assert 0 <= last["val_mutual_information"] <= np.log(20)
-    log_likelihood, cost, residual = model.residual_terms(HELD_OUT)
+    assert 0 <= last["val_mutual_information"] <= np.log(16)
+    _, _, residual = model.residual_terms(HELD_OUT)
     # all voxels: the likelihood has no mask; at the best σ² the exponent is a half a voxel
     best = -0.5 * VOXELS * (1 + np.log(2 * np.pi * residual.mean()))
     assert last["val_calibrated_elbo"] == pytest.approx(best - kl.sum(1).mean(), rel=1e-4)
-    u, s, v = np.linalg.svd(TRAIN[:, mask] - mean, full_matrices=False)
+    _, _, v = np.linalg.svd(TRAIN[:, mask] - mean, full_matrices=False)
     p = mean + (x - mean) @ v[:4].T @ v[:4]
     expected = 1 - ((x - p) ** 2).sum() / ((x - mean) ** 2).sum()
-    assert set(history["val_explained_variance_pca"]) == {pytest.approx(expected, rel=1e-4)}
+    assert history["val_explained_variance_pca"] == pytest.approx([expected] * 2, rel=1e-4)
     assert f"(PCA {expected:.3f})" in progress[-1]
     assert progress[-1].endswith(", an ailment")
-    assert guard.count == 10
+    assert guard.count == 8
     events = {}
     for file in tmp_path.iterdir():
         for record in tf.data.TFRecordDataset(str(file)):
@@ -333,7 +335,7 @@ def test_remedies_are_replayed_without_what_a_restart_threw_away():
     epochs, again = replayed([trap, slow], 12)
 
     class Watch(keras.callbacks.Callback):
-        seen = []
+        seen: ClassVar[list] = []
 
         def on_train_batch_begin(self, batch, logs=None):
             self.seen.append((float(self.model.scheduled["beta"]), float(self.model.optimizer.learning_rate)))
@@ -350,7 +352,7 @@ def test_remedies_are_replayed_without_what_a_restart_threw_away():
     [
         ({"action": "cure"}, "action must be"),
         ({"patience": 0}, "patience and remedies must be at least 1 and 0"),
-        ({"people": ["a"]}, "people must name 20 people"),
+        ({"people": ["a"]}, "people must name 16 people"),
         ({"mask": np.ones((2, 2), bool)}, "mask must have shape"),
     ],
 )

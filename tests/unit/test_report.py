@@ -381,3 +381,26 @@ def test_folders_are_cut(text, expected):
 
 def test_fixture_recipe_is_one_that_recipes_allow(tmp_path):
     assert load_recipe(make_run(tmp_path / "run") / "recipe.toml").name == "synthetic"
+
+
+def test_what_the_guard_found_is_told_with_its_remedy(tmp_path):
+    from dataclasses import replace
+
+    from kerasvae.metrics import Diagnosis, Figures
+    from kerasvae.training.guard import Entry
+    from kerasvae.training.remedy import Remedy
+    from kerasvae.training.run import write_json
+
+    folder = make_run(tmp_path / "run")
+    assert "The guard of the training" not in page_of(folder).text
+    trap = Diagnosis("mean-brain trap", "problem", "Trap with <b>2</b>.", "Do this.")
+    entry = Entry(0, Figures(8, 3), (trap,))
+    entries = [entry, *(replace(entry, epoch=e, lasting=(trap.name,)) for e in (1, 2)), replace(entry, epoch=3)]
+    entries[2] = replace(entries[2], remedy=Remedy(2, trap.name, True, {"beta": (0.0, 0.5)}))
+    write_json(folder / "guard.json", {"stopped": "", "epochs": [each.to_config() for each in entries]})
+    text = page_of(folder).text
+    assert "1 to 2 mean-brain trap Trap with <b>2</b>. Do this. Began again from the first weights; beta rose" in text
+    write_json(folder / "guard.json", {"stopped": "Stopped after epoch 3", "epochs": [entry.to_config()]})
+    text = page_of(folder).text
+    assert "The guard of the training found no lasting collapse" in text
+    assert "Stopped after epoch 3" in text
