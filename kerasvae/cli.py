@@ -171,11 +171,16 @@ def evaluate(run: RunArgument, json_: JsonOption = False) -> None:
 
 
 @app.command()
-def report(run: RunArgument) -> None:
-    """Write the report page again. Example: `kerasvae report run`."""
+def report(
+    run: RunArgument,
+    beside: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Another run on the same images, to be shown beside this one.")
+    ] = None,
+) -> None:
+    """Write the report page again. Example: `kerasvae report run --beside textbook-run`."""
     from kerasvae.training.run import load_run
 
-    out.print(f"Report: {_report(load_run(run))}")
+    out.print(f"Report: {_report(load_run(run), beside)}")
 
 
 @app.command()
@@ -270,10 +275,10 @@ def _say(console: Console, word: str, colour: str, text: str) -> None:
     console.print(Text.assemble((word, colour), text))
 
 
-def _report(run: Run) -> Path:
+def _report(run: Run, beside: Path | None = None) -> Path:
     from kerasvae.analysis.report import write_report
 
-    return write_report(run.path)
+    return write_report(run.path, beside=beside)
 
 
 def _say_metrics(metrics: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from kerasvae.analysis.words import number
 from kerasvae.metrics import explained_variance
 from kerasvae.types import Affine, Mask
 
-__all__ = ["Examples", "axial_levels", "montage", "person_panel"]
+__all__ = ["Examples", "axial_levels", "label_slices", "montage", "person_panel", "show_slices"]
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,14 @@ def person_panel(examples: Examples, person: int) -> Figure:
     for axes, title, volume in zip(
         upper, ("image", "ours", "PCA", "mean brain"), (image, ours, pca, mean), strict=True
     ):
-        grey_map = _show(axes, volume, examples, levels, grey)
+        grey_map = show_slices(axes, volume, examples, levels, grey)
         axes.set_title(title)
     for axes, title, volume in zip(
         lower, ("image − mean", "ours − mean", "PCA − mean"), (image, ours, pca), strict=False
     ):
-        difference_map = _show(axes, volume - mean, examples, levels, diverging)
+        difference_map = show_slices(axes, volume - mean, examples, levels, diverging)
         axes.set_title(title)
-    _label(upper[0], examples.affine, examples.mask.shape, levels)
+    label_slices(upper[0], examples.affine, examples.mask.shape, levels)
     lower[3].set_axis_off()
     for height, painted, label in (
         (0.78, grey_map, "image, model's units"),
@@ -135,7 +135,16 @@ def person_panel(examples: Examples, person: int) -> Figure:
     return figure
 
 
-def _show(axes: Axes, volume: NDArray, examples: Examples, levels: list[int], scale: dict[str, Any]) -> Any:
+def show_slices(axes: Axes, volume: NDArray, examples: Examples, levels: list[int], scale: dict[str, Any]) -> Any:
+    """Draw a volume's `montage` in true proportions; returns what a colour bar is made of.
+
+    Args:
+        axes: Where.
+        volume: (x, y, z).
+        examples: Its mask and affine are used.
+        levels: Indices along z.
+        scale: `cmap`, `vmin` and `vmax` of `Axes.imshow`.
+    """
     spacing = np.linalg.norm(np.asarray(examples.affine, float)[:3, :3], axis=0)
     axes.grid(visible=False)
     axes.set(xticks=[], yticks=[], facecolor="black")
@@ -146,7 +155,7 @@ def _show(axes: Axes, volume: NDArray, examples: Examples, levels: list[int], sc
     )  # fmt: skip
 
 
-def _label(axes: Axes, affine: Affine, shape: tuple[int, ...], levels: list[int]) -> None:
+def label_slices(axes: Axes, affine: Affine, shape: tuple[int, ...], levels: list[int]) -> None:
     """L and R at the edges, and the height of each slice, z in mm at the middle of the slice."""
     style: dict[str, Any] = {"transform": axes.transAxes, "color": "white", "fontsize": 8}
     axes.text(0.01, 0.97, "L", va="top", ha="left", fontweight="bold", **style)

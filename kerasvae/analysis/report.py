@@ -17,9 +17,11 @@ import numpy as np
 from markupsafe import Markup
 
 from kerasvae.analysis import contents, figures
+from kerasvae.analysis.beside import pair_of, people_figure
 from kerasvae.analysis.panel import Examples, person_panel
 from kerasvae.analysis.verdict import MONITOR, best_epoch, headline, verdict
-from kerasvae.analysis.words import duration, number
+from kerasvae.analysis.words import count, duration, number
+from kerasvae.errors import RunError
 from kerasvae.metrics import active_units
 from kerasvae.storage import atomic_path
 from kerasvae.training.run import Run, load_run
@@ -30,23 +32,26 @@ SHOWN_AT_ONCE = 3
 """People of the mean-brain panel that are in sight; the others unfold."""
 
 
-def write_report(run_path: str | os.PathLike[str]) -> Path:
+def write_report(run_path: str | os.PathLike[str], *, beside: str | os.PathLike[str] | None = None) -> Path:
     """Write ``report.html`` into a run folder, in place of the one that stood there.
 
     Args:
         run_path: A finished run folder. Files but recipe.toml, metrics.json and scans.tsv may be missing: the page says
             what cannot be shown.
+        beside: Another finished run on the same images, e.g. of the recipe that `kerasvae.textbook` makes: one figure
+            then shows several test people, what each run reconstructs of them and what it misses.
 
     Returns:
         The page's path.
 
     Raises:
-        RunError: If it is not a finished run folder.
+        RunError: If one is not a finished run folder, or they are not of the same people, images and grid.
         StorageError: If the page cannot be written.
     """
     run = load_run(run_path)
     target = run.path / "report.html"
-    page = _template().render(_context(run))
+    other = None if beside is None else _beside(run, load_run(beside))
+    page = _template().render(**_context(run), beside=other)
     with atomic_path(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return target
@@ -169,6 +174,40 @@ def _panel(examples: Examples, person: int) -> dict[str, Any]:
     )
     figure = figures.to_svg(lambda: person_panel(examples, person), f"person{person}", alt)
     return {"person": name, "figure": figure, "ours": ours, "pca": pca}
+
+
+def _beside(run: Run, other: Run) -> dict[str, Any]:
+    """The figure of two runs on the same people, and what it shows in words."""
+    ours, theirs = (_kept(each) for each in (run, other))
+    pair = pair_of(ours, theirs, other.path)
+    name, shares = other.recipe.name, [[number(share, 2) for share in each] for each in pair.explained()]
+    metrics = [(each.metrics.get("explained_variance"), each.metrics.get("identification")) for each in (run, other)]
+    said = pair.describe()
+    alt = (
+        f"{count(len(shares), 'person', 'people')} in rows; in columns axial slices of the image, our "
+        f"reconstruction, image less ours, the reconstruction by {name}, image less that. {said} Explained of each "
+        f"person's difference from the mean, ours and other: {'; '.join(' and '.join(each) for each in shares)}."
+    )
+    return {
+        "name": name,
+        "figure": figures.to_svg(lambda: people_figure(pair), "beside", alt),
+        "said": said,
+        "people": [(person, *each) for person, each in zip(pair.examples.people, shares, strict=True)],
+        "all": [(number(explained), number(identified, 2)) for explained, identified in metrics],
+    }
+
+
+def _kept(run: Run) -> Examples:
+    run.metrics  # noqa: B018 (a run that is not finished is refused)
+    examples = contents.read_examples(run.path / "examples.npz")
+    if examples is None:
+        raise RunError(
+            run.path,
+            rule="hold three-dimensional examples to be shown beside another run",
+            got="none in examples.npz",
+            fix="Run `kerasvae evaluate` on it",
+        )
+    return examples
 
 
 def _latents(run: Run, metrics: Mapping[str, Any], scans: Sequence[Mapping[str, str]]) -> dict[str, Any]:

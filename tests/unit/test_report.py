@@ -267,6 +267,84 @@ def test_page_is_the_same_when_written_again(tmp_path):
     assert write_report(folder).read_bytes() == write_report(folder).read_bytes()
 
 
+def rewrite(folder, **changed):
+    """Exchange arrays of the examples of a run folder."""
+    with np.load(folder / "examples.npz") as content:
+        arrays = dict(content)
+    np.savez_compressed(folder / "examples.npz", **(arrays | {name: f(arrays[name]) for name, f in changed.items()}))
+    return folder
+
+
+@pytest.fixture
+def trapped(tmp_path):
+    """A run on the same people, whose reconstructions are all one image, but for a trace; people in reverse order."""
+    folder = make_run(tmp_path / "trapped", metrics={"explained_variance": -0.0123})
+    recipe = (folder / "recipe.toml").read_text().replace('"synthetic"', '"textbook <b>"')
+    (folder / "recipe.toml").write_text(recipe)
+    trace = 0.001 * np.array([-1, 1], "f4")[:, None, None, None]
+    flipped = {name: lambda a: a[::-1] for name in ("participant_id", "image", "pca")}
+    return rewrite(folder, reconstruction=lambda a: a[:1] + trace, **flipped)
+
+
+def test_another_run_stands_beside(tmp_path, trapped):
+    run = make_run(tmp_path / "run")
+    source = write_report(run, beside=trapped).read_text(encoding="utf-8")
+    page = Page(source)
+    assert len(page.all("svg")) == 4 + SHOWN + 1
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "<b>" not in source
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    alt = next(a["aria-label"] for a in page.all("svg") if "textbook <b>" in a["aria-label"])
+    with np.load(run / "examples.npz") as own, np.load(trapped / "examples.npz") as others:
+        x, r, inside = own["image"], own["reconstruction"], own["mask"]
+        their = others["reconstruction"][::-1]
+    ratio = [a[:, inside].astype(float).var(0).sum() / x[:, inside].astype(float).var(0).sum() for a in (r, their)]
+    alike = [np.corrcoef(a[:, inside])[0, 1] for a in (x, r, their)]
+    said = (
+        "The other run's reconstructions of different people are all but identical. Variance between these people's "
+        f"reconstructions, as a share of the images': ours {ratio[0]:.3f}, other {ratio[1]:.4f}. Mean correlation "
+        f"between two people: images {alike[0]:.4f}, ours {alike[1]:.4f}, other {alike[2]:.4f}."
+    ).replace("-", "−")
+    assert said in alt
+    assert said in page.text
+    assert "Our reconstructions of different people" not in page.text
+    assert "explains 0.371 of the variance between people and identifies 1.00" in page.text
+    assert "textbook <b> explains −0.012" in page.text
+    rows = [
+        [1 - np.square(x[i] - a[i])[inside].sum() / np.square(x[i])[inside].sum() for a in (r, their)] for i in (0, 1)
+    ]
+    shares = "; ".join(" and ".join(f"{share:.2f}" for share in row) for row in rows).replace("-", "−")
+    assert f"ours and other: {shares}." in alt
+    assert "Several people" not in page_of(run).text  # written again without the other
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"participant_id": lambda a: np.array(["sub-12", "sub-77"])}, "have the example people .* sub-13 in one"),
+        ({"image": lambda a: a + 0.1}, "have the images .* other intensities"),
+        ({"affine": lambda a: a * 2}, "have the grid .* another affine"),
+        ({"mask": lambda a: np.ones_like(a)}, "have the mask .* 693 voxels in the place of 441"),
+        ({"image": lambda a: a[..., 0]}, "hold three-dimensional examples"),
+    ],
+)
+def test_a_run_on_other_people_or_images_is_refused(tmp_path, changed, says):
+    run, other = make_run(tmp_path / "run"), rewrite(make_run(tmp_path / "other"), **changed)
+    with pytest.raises(RunError, match=says):
+        write_report(run, beside=other)
+    assert not (run / "report.html").exists()
+
+
+def test_a_run_on_another_grid_or_unfinished_is_refused(tmp_path):
+    run, other = make_run(tmp_path / "run"), make_run(tmp_path / "other", shape=(8, 11, 7))
+    with pytest.raises(RunError, match=r"have the grid, 9 × 11 × 7 voxels, .* received 8 × 11 × 7 voxels"):
+        write_report(run, beside=other)
+    (other / "metrics.json").unlink()
+    with pytest.raises(RunError, match=r"metrics\.json"):
+        write_report(run, beside=other)
+
+
 def test_better_figure_is_marked_and_variance_ratio_is_not_a_contest():
     names = ("explained_variance", "variance_ratio", "identification")
     metrics = {"role": "test", **dict.fromkeys(names, 0.3), **{f"{name}_pca": 0.4 for name in names[:2]}}
