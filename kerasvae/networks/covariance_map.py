@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from scipy.sparse.linalg import LinearOperator, eigsh
+from threadpoolctl import threadpool_limits
 
 from kerasvae.errors import ArgumentError
 from kerasvae.networks.prior_covariance import Kind, PriorCovariance, SmoothPrior
@@ -260,10 +261,12 @@ def choose_prior(
         products = _products(images, prior)
         left = dict.fromkeys((0.0, *SHARES), 0.0)
         whole = 0.0
-        for train, test in folds:
-            energy, found = _fold(products, design[rows], train, test, len(images) // len(rows), count, tuple(left))
-            whole += energy
-            left = {share: left[share] + part for share, part in zip(left, found, strict=True)}
+        # matrices this small gain nothing from threads, which lose a lot by waiting for each other on a busy machine
+        with threadpool_limits(1, user_api="blas"):
+            for train, test in folds:
+                energy, found = _fold(products, design[rows], train, test, len(images) // len(rows), count, tuple(left))
+                whole += energy
+                left = {share: left[share] + part for share, part in zip(left, found, strict=True)}
         for share, part in left.items():
             explained[_times(share, unit)] = part / whole
     without = explained.get((), 0.0)
