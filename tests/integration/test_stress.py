@@ -172,7 +172,6 @@ LARGE = {
     # so many people of an asymmetric anatomy are better off without mirror images, with which PCA would win
     "asymmetric-t1-of-1000-without-mirror-images": Case(t1, 1000, 32, RAW, gain=30.0, epochs=2, mirror=False),
     "gm-of-1000-128-latents": Case(symmetric_grey_matter, 1000, 128, RAW, epochs=2),
-    "spect-of-1000-8-latents-one-outlier": Case(spect, 1000, 8, outlier=4.0, epochs=2),
 }
 
 

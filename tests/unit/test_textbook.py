@@ -17,7 +17,7 @@ def test_the_loss_is_the_voxel_mean_squared_error_and_the_kl(masked):
     x = rng.standard_normal((3, 5, 4, 3)).astype("f4")
     mask = rng.random((5, 4, 3)) > 0.5 if masked else None
     recipe = textbook(load_recipe("demo", ["model.latent_size=2", "model.filters=[2]", "model.core_prior=none"]))
-    model = build_model(recipe, x, SimpleNamespace(mask=mask))
+    model = build_model(recipe, x, SimpleNamespace(mask=mask)).model
     losses, errors = [], []
     inside = np.ones(x.shape[1:], bool) if mask is None else mask
     for seed in (1, 2):
@@ -39,9 +39,10 @@ def test_everything_else_is_equal():
         for key, value in getattr(made, section).model_dump().items()
         if value != getattr(recipe, section).model_dump()[key]
     }
-    expected = {"model.start", "model.scale", "objective.kind"}
+    expected = {"model.start", "model.scale", "model.network", "training.decay", "objective.kind"}
     expected |= {f"training.{key}" for key in ("epochs", "patience", "learning_rate", "warm_up")}
     assert changed == expected
+    assert (made.model.network, made.training.decay) == ("conv", "none")
     assert made.training.learning_rate == 1e-3
     assert made.training.guard == "remedy"
 
