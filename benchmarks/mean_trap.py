@@ -27,7 +27,6 @@ from sklearn.preprocessing import StandardScaler
 
 import kerasvae
 from kerasvae.data import Cohort
-from kerasvae.data.cohort import Scan
 from kerasvae.metrics import stability
 from kerasvae.networks.covariance_map import mirror_index
 from kerasvae.training.run import Run, model_inputs
@@ -140,63 +139,58 @@ def _judge(trained: Run, *, evidence: bool) -> Errors:
     model, mask = trained.model, trained.pipeline.mask
     if mask is None:
         raise RuntimeError("the recipes have a mask")
-    learned, test = (trained.cohort.scans_of(trained.split, *roles) for roles in (("train", "validation"), ("test",)))
-    fit, x = (trained.store.load(scans) for scans in (learned, test))
-    mean_image = trained.store.load(trained.cohort.scans_of(trained.split, "train")).mean(axis=0)[mask]
+    everyone = sorted(trained.cohort.scans, key=lambda scan: scan.name)
+    images = trained.store.load(everyone)
+    role = np.array([trained.split.roles[scan.person] for scan in everyone])
+    known, new = np.isin(role, ["train", "validation"]), role == "test"
+    test = [scan for scan, chosen in zip(everyone, new, strict=True) if chosen]
+    fit, x = images[known], images[new]
+    mean_image = images[role == "train"].mean(axis=0)[mask]
     mirrored = fit[:, mask][:, mirror_index(mask)]
     size = model.latent_size
     plain = PCA(size, svd_solver="full").fit(fit[:, mask])
     twice = PCA(size, svd_solver="full").fit(np.concatenate([fit[:, mask], mirrored]))
     inputs = model_inputs(model, test, x)
-    codes = {"ours": (model.encode(model_inputs(model, learned, fit))["mean"], model.encode(inputs)["mean"])}
-    codes["pca"] = (plain.transform(fit[:, mask]), plain.transform(x[:, mask]))
+    codes = {"ours": model.encode(model_inputs(model, everyone, images))["mean"]}
+    codes["pca"] = plain.transform(images[:, mask])
     ours = model.log_evidence(inputs, DRAWS).log_evidence if evidence else np.full(len(test), np.nan)
     made = {
         "ours": model.reconstruct(inputs)[:, mask],
-        "pca": plain.inverse_transform(codes["pca"][1]),
+        "pca": plain.inverse_transform(codes["pca"][new]),
         "mirrored": twice.inverse_transform(twice.transform(x[:, mask])),
         "mean": np.broadcast_to(mean_image, (len(x), int(mask.sum()))),
     }
-    everyone = sorted(trained.cohort.scans, key=lambda scan: scan.name)
-    codes_of_all = model_codes(trained, everyone)[None]
-    pca_of_all = plain.transform(trained.store.load(everyone)[:, mask])[None]
     for network in (model.encoder, model.decoder):
         for layer in network.layers:
             if layer.name.endswith("_refine"):
                 layer.last.set_weights([np.zeros_like(w) for w in layer.last.get_weights()])
     made["start"] = model.reconstruct(inputs)[:, mask]
-    found: Errors = {"people": np.array([scan.person for scan in test]), "codes": codes_of_all, "codes_pca": pca_of_all}
+    found: Errors = {"people": np.array([scan.person for scan in test])}
+    found |= {"codes": codes["ours"][None], "codes_pca": codes["pca"][None]}
     for name, image in made.items():
         found[f"error_{name}"] = np.square(x[:, mask] - image, dtype=np.float64).sum(axis=1)
         distance = np.square(image[:, None] - x[:, mask][None]).sum(axis=2, dtype=np.float64)
         found[f"found_{name}"] = (distance.argmin(axis=1) == np.arange(len(x))).astype(float)
     found["evidence_ours"] = np.asarray(ours) / mask.sum()
-    found["evidence_pca"] = _ppca_evidence(trained, plain, x[:, mask])
-    ages = [np.array([float(scan.covariates["age"]) for scan in scans]) for scans in (learned, test)]
-    found["age"] = ages[1]
-    for name, (known, new) in codes.items():
-        ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 5, 29))).fit(known, ages[0])
-        found[f"age_{name}"] = ridge.predict(new)
+    decide = images[role == "validation"][:, mask]
+    found["evidence_pca"] = _ppca_evidence(images[role == "train"][:, mask], decide, plain, x[:, mask])
+    age = np.array([float(scan.covariates["age"]) for scan in everyone])
+    found["age"] = age[new]
+    for name, z in codes.items():
+        ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 5, 29))).fit(z[known], age[known])
+        found[f"age_{name}"] = ridge.predict(z[new])
     found["seconds"] = np.array([trained.metrics["seconds"]])
     found["voxels"] = np.array([float(mask.sum())])
     return found
 
 
-def model_codes(trained: Run, scans: list[Scan]) -> NDArray[np.float32]:
-    """Posterior means, (n, q)."""
-    model = trained.model
-    return model.encode(model_inputs(model, scans, trained.store.load(scans)))["mean"]
-
-
-def _ppca_evidence(trained: Run, pca: PCA, x: NDArray[np.float32]) -> NDArray[np.float64]:
+def _ppca_evidence(
+    train: NDArray[np.float32], decide: NDArray[np.float32], pca: PCA, x: NDArray[np.float32]
+) -> NDArray[np.float64]:
     """Exact log evidence a voxel under probabilistic PCA, σ² being what is best for validation people.
 
     Validation people judge axes that were fitted to training people alone; σ² then goes with the axes of both.
     """
-    mask = trained.pipeline.mask
-    train, decide = (
-        trained.store.load(trained.cohort.scans_of(trained.split, role))[:, mask] for role in ("train", "validation")
-    )
     axes = PCA(pca.n_components, svd_solver="full").fit(train)
     best = minimize_scalar(
         lambda log: -_log_evidence(axes, float(np.exp(log)), decide).mean(), bounds=(-12.0, 2.0), method="bounded"
@@ -220,8 +214,8 @@ def explained(people: Errors, name: str) -> float:
 
 
 def _line(people: Errors) -> str:
-    explained = {name: round(explained(people, name), 4) for name in ("ours", "start", "mirrored", "pca")}
-    return f"explained variance {json.dumps(explained)}, {people['seconds'].mean():.0f} s"
+    figures = ", ".join(f"{name} {explained(people, name):.4f}" for name in ("ours", "start", "mirrored", "pca"))
+    return f"explained variance {figures}; {people['seconds'].mean():.0f} s"
 
 
 def _resamples(count: int) -> Iterator[NDArray[np.intp]]:
@@ -254,10 +248,9 @@ def _rows(name: str, by_seed: list[Errors]) -> list[dict[str, Any]]:
     for key, words in peers.items():
         gain = (people[f"error_{key}"] - people["error_ours"]) / scale
         low, high = interval(gain)
-        aim = 0.0
         judged = 0.0 if key == "pca" or name == "T1" else None
         row(f"error saved, lower end of 95 % (mean {gain.mean():.4f}, upper end {high:.4f})", low, "variance", words)
-        rows[-1] |= {"at_least": judged, "aim": aim, "ok": None if judged is None else low > 0}
+        rows[-1] |= {"at_least": judged, "aim": 0.0, "ok": None if judged is None else low > 0}
     ours = explained(people, "ours")
     row("explained variance", ours, "ratio", f"PCA: {explained(people, 'pca'):.4f}")
     row("explained variance ÷ PCA's", ours / explained(people, "pca"), "ratio", "PCA", *least["ratio"])
@@ -316,21 +309,17 @@ def _textbook_rows(folder: Path, work: Path, name: str, recipe: str) -> list[dic
         figures = f"explained variance {last['figures']['explained_variance']:.3f}, "
         figures += f"identification {last['figures']['identification']:.2f}"
         if action == "warn":
-            what, value, ok = (
+            what, value = (
                 "textbook's recipe: first epoch at which CollapseGuard names the trap",
-                trapped[:1],
-                bool(trapped),
+                min(trapped, default=None),
             )
         else:
-            what, value, ok = (
-                "textbook's recipe with remedy: epochs in the trap",
-                [len(trapped)],
-                bool(trapped) and free,
-            )
+            what, value = "textbook's recipe with remedy: epochs in the trap", len(trapped)
+        ok = bool(trapped) and (action == "warn" or free)
         rows.append(
             {
                 "name": f"{name}: {what}; at the end {figures}",
-                "value": value[0] if value else None,
+                "value": value,
                 "unit": "epochs",
                 "peer": None,
                 "at_least": None,
