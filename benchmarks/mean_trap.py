@@ -49,7 +49,9 @@ NO_MEAN = ("people", "codes", "codes_pca")
 Errors = dict[str, NDArray[np.float64]]
 
 
-def run(folder: Path, *, work: Path, epochs: int | None = None, seeds: int = SEEDS) -> list[dict[str, Any]]:
+def run(
+    folder: Path, *, work: Path, epochs: int | None = None, seeds: int = SEEDS, only: str | None = None
+) -> list[dict[str, Any]]:
     """Train what is not there yet and judge it; the rows of the benchmark.
 
     Args:
@@ -57,9 +59,14 @@ def run(folder: Path, *, work: Path, epochs: int | None = None, seeds: int = SEE
         work: Where run folders and figures are kept, to go on from after an interruption.
         epochs: In the place of the recipes'; rows are then not those of the recipes.
         seeds: Trainings of each fold.
+        only: T1 or GM alone.
     """
+    if only not in (None, *RECIPES):
+        raise ValueError(f"--only must be one of {', '.join(RECIPES)}; got {only!r}")
     rows: list[dict[str, Any]] = []
     for name, recipe in RECIPES.items():
+        if only not in (None, name):
+            continue
         settings = [] if epochs is None else [f"training.epochs={epochs}"]
         rows += _rows(name, [people_of(folder, work, recipe, seed, settings=settings) for seed in range(seeds)])
         rows += _textbook_rows(folder, work, name, recipe)
@@ -68,9 +75,15 @@ def run(folder: Path, *, work: Path, epochs: int | None = None, seeds: int = SEE
 
 
 def people_of(
-    folder: Path, work: Path, recipe: str, seed: int, folds: int = FOLDS, settings: Sequence[str] = ()
+    folder: Path,
+    work: Path,
+    recipe: str,
+    seed: int,
+    folds: int = FOLDS,
+    settings: Sequence[str] = (),
+    new: str = "test",
 ) -> Errors:
-    """Figures of every person who is a test person of one of the first folds.
+    """Figures of every person who is new to the model of one of the first folds.
 
     Args:
         folder: The IXI derivative.
@@ -79,6 +92,7 @@ def people_of(
         seed: Of the training; the folds are the same for all.
         folds: How many of the five.
         settings: What differs from the recipe.
+        new: The role of these people; "validation" needs `training.refit=false`, without which the model knows them.
     """
     found: list[Errors] = []
     for fold in range(folds):
@@ -90,7 +104,7 @@ def people_of(
             chosen = kerasvae.load_recipe(recipe, [*ROLES, f"training.seed={seed}", *settings])
             trained = kerasvae.train(chosen, table, place / "run", resume=True)
             begun = time.perf_counter()
-            judged = _judge(trained, evidence=seed == 0 and not settings)
+            judged = _judge(trained, new, evidence=seed == 0 and not settings)
             temporary = place / "temporary.npz"
             np.savez(temporary, **judged)
             temporary.replace(figures)
@@ -134,15 +148,16 @@ def _table(folder: Path, place: Path, recipe: str, fold: int) -> Path:
     return path
 
 
-def _judge(trained: Run, *, evidence: bool) -> Errors:
-    """Of each test person: squared errors, whom the reconstruction resembles most, evidence, age read from codes."""
+def _judge(trained: Run, role_of_new: str, *, evidence: bool) -> Errors:
+    """Of each new person: squared errors, whom the reconstruction resembles most, evidence, age read from codes."""
     model, mask = trained.model, trained.pipeline.mask
     if mask is None:
         raise RuntimeError("the recipes have a mask")
     everyone = sorted(trained.cohort.scans, key=lambda scan: scan.name)
     images = trained.store.load(everyone)
     role = np.array([trained.split.roles[scan.person] for scan in everyone])
-    known, new = np.isin(role, ["train", "validation"]), role == "test"
+    learned = {"test": ["train", "validation"], "validation": ["train"]}[role_of_new]
+    known, new = np.isin(role, learned), role == role_of_new
     test = [scan for scan, chosen in zip(everyone, new, strict=True) if chosen]
     fit, x = images[known], images[new]
     mean_image = images[role == "train"].mean(axis=0)[mask]
@@ -154,6 +169,7 @@ def _judge(trained: Run, *, evidence: bool) -> Errors:
     codes = {"ours": model.encode(model_inputs(model, everyone, images))["mean"]}
     codes["pca"] = plain.transform(images[:, mask])
     ours = model.log_evidence(inputs, DRAWS).log_evidence if evidence else np.full(len(test), np.nan)
+    bound = model.elbo(inputs)["elbo"]
     made = {
         "ours": model.reconstruct(inputs)[:, mask],
         "pca": plain.inverse_transform(codes["pca"][new]),
@@ -172,8 +188,10 @@ def _judge(trained: Run, *, evidence: bool) -> Errors:
         distance = np.square(image[:, None] - x[:, mask][None]).sum(axis=2, dtype=np.float64)
         found[f"found_{name}"] = (distance.argmin(axis=1) == np.arange(len(x))).astype(float)
     found["evidence_ours"] = np.asarray(ours) / mask.sum()
-    decide = images[role == "validation"][:, mask]
-    found["evidence_pca"] = _ppca_evidence(images[role == "train"][:, mask], decide, plain, x[:, mask])
+    found["elbo"] = np.asarray(bound)
+    if role_of_new == "test":
+        decide = images[role == "validation"][:, mask]
+        found["evidence_pca"] = _ppca_evidence(images[role == "train"][:, mask], decide, plain, x[:, mask])
     age = np.array([float(scan.covariates["age"]) for scan in everyone])
     found["age"] = age[new]
     for name, z in codes.items():

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
         dense_encoder,
         fit_core,
         ladder_encoder,
-        left_out_cores,
         linear_start,
     )
     from kerasvae.preprocess import Pipeline, fit_pipeline
@@ -85,7 +84,6 @@ _HOMES = {
     "SmoothPrior": "kerasvae.networks",
     "fit_core": "kerasvae.networks",
     "ladder_encoder": "kerasvae.networks",
-    "left_out_cores": "kerasvae.networks",
     "linear_start": "kerasvae.networks",
     "CollapseGuard": "kerasvae.training.guard",
     "Pipeline": "kerasvae.preprocess",
@@ -140,7 +138,6 @@ __all__ = [
     "fit_core",
     "fit_pipeline",
     "ladder_encoder",
-    "left_out_cores",
     "linear_start",
     "load_recipe",
     "load_run",

@@ -184,6 +184,34 @@ def report(
 
 
 @app.command()
+def stability(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two run folders or more, on one cohort.")],
+    json_: JsonOption = False,
+) -> None:
+    """Did trainings find the same latent space? Example: `kerasvae stability run-seed0 run-seed1`."""
+    from kerasvae.analysis.agreement import agreement_of
+
+    found = agreement_of(runs)
+    if json_:
+        pairs = [
+            pair._asdict() | {"first": str(runs[pair.first]), "second": str(runs[pair.second])} for pair in found.pairs
+        ]
+        content = {"people": found.people, "test_people_only": found.new, "pairs": pairs}
+        sys.stdout.write(json.dumps(content) + "\n")
+        return
+    out.print(f"{found.describe()} 1: the same space up to a rotation; in brackets, what chance gives.")
+    for pair in found.pairs:
+        out.print(f"{runs[pair.first]} and {runs[pair.second]}")
+        out.print(
+            f"  Procrustes R² of people not aligned on  {pair.procrustes:6.3f}  ({pair.procrustes_null:.3f}; "
+            f"p = {pair.procrustes_p:.3f})"
+        )
+        out.print(
+            f"  centred kernel alignment, unbiased      {pair.cka:6.3f}  ({pair.cka_null:.3f}; p = {pair.cka_p:.3f})"
+        )
+
+
+@app.command()
 def export(
     run: RunArgument,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="New bundle folder.")],

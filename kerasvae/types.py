@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kerasvae.errors import ArgumentError
 
-__all__ = ["Affine", "Array", "Grid", "Mask", "Volume", "pack_mask", "unpack_mask"]
+__all__ = ["Affine", "Array", "Grid", "Mask", "Volume", "box_of", "pack_mask", "unpack_mask"]
 
 Array = NDArray[np.float32]
 """A float32 array."""
@@ -114,3 +114,22 @@ def unpack_mask(config: dict[str, Any]) -> Mask:
     shape = tuple(int(n) for n in config["shape"])
     bits = np.frombuffer(zlib.decompress(base64.b64decode(config["bits"])), dtype=np.uint8)
     return np.unpackbits(bits, count=int(np.prod(shape))).astype(bool).reshape(shape)
+
+
+def box_of(mask: Mask, margin: int = 0) -> list[tuple[int, int]]:
+    """The smallest box around a mask: along each axis the first voxel and the one behind the last.
+
+    Args:
+        mask: Any number of axes, not empty.
+        margin: Voxels more on each side, within the grid.
+
+    >>> box_of(np.array([False, False, False, True, True]), margin=1)
+    [(2, 5)]
+    """
+    places = [
+        np.flatnonzero(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis))) for axis in range(mask.ndim)
+    ]
+    return [
+        (max(int(found[0]) - margin, 0), min(int(found[-1]) + 1 + margin, size))
+        for found, size in zip(places, mask.shape, strict=True)
+    ]

@@ -178,10 +178,11 @@ def _panel(examples: Examples, person: int) -> dict[str, Any]:
 
 def _beside(run: Run, other: Run) -> dict[str, Any]:
     """The figure of two runs on the same people, and what it shows in words."""
+    # read first: a run that is not finished has none, and is refused
+    metrics = [(each.metrics.get("explained_variance"), each.metrics.get("identification")) for each in (run, other)]
     ours, theirs = (_kept(each) for each in (run, other))
     pair = pair_of(ours, theirs, other.path)
     name, shares = other.recipe.name, [[number(share, 2) for share in each] for each in pair.explained()]
-    metrics = [(each.metrics.get("explained_variance"), each.metrics.get("identification")) for each in (run, other)]
     said = pair.describe()
     alt = (
         f"{count(len(shares), 'person', 'people')} in rows; in columns axial slices of the image, our "
@@ -198,7 +199,6 @@ def _beside(run: Run, other: Run) -> dict[str, Any]:
 
 
 def _kept(run: Run) -> Examples:
-    run.metrics  # noqa: B018 (a run that is not finished is refused)
     examples = contents.read_examples(run.path / "examples.npz")
     if examples is None:
         raise RunError(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kerasvae.errors import ArgumentError
 from kerasvae.models.core import Core
 from kerasvae.models.evidence import Evidence, log_evidence
+from kerasvae.objectives import Draws
 
 __all__ = ["ArrayMethods", "Examination"]
 
@@ -168,28 +169,26 @@ class ArrayMethods(Core):
 
         From one posterior draw a subject, the same at each call, and not those of training or `evaluate`.
         """
-        parts = []
-        for index, batch in enumerate(self._batches(self.likely(x), batch_size)):
-            draws, decoded = self.draws(batch, self._draw_seed(-2 - index), samples=1)
-            cost = self.cost(self.inputs_of(batch), draws)
-            residual = self.likelihood.residual(batch["image"], decoded)
-            parts.append((draws.log_likelihood[0], cost, residual))
-        first, second, third = (np.concatenate(each) for each in zip(*parts, strict=True))
-        return first, second, third
+        parts = [self._judged(*each)[1] for each in enumerate(self._batches(self.likely(x), batch_size))]
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return whole["log_likelihood"], whole["cost"], whole["residual"]
+
+    def _judged(self, index: int, batch: Any) -> tuple[Draws, dict[str, Any]]:
+        """The draw by which a batch is judged, and the terms of it."""
+        draws, decoded = self.draws(batch, self._draw_seed(-2 - index), samples=1)
+        cost, residual = self.cost(self.inputs_of(batch), draws), self.likelihood.residual(batch["image"], decoded)
+        return draws, {"log_likelihood": draws.log_likelihood[0], "cost": cost, "residual": residual}
 
     def examine(self, x: Any, batch_size: int = 8) -> Examination:
         """What `reconstruct`, `encode` and `residual_terms` give, and the KL of each dimension, encoding once."""
         parts: list[dict[str, Any]] = []
         for index, batch in enumerate(self._batches(self.likely(x), batch_size)):
-            given = self.inputs_of(batch)
-            draws, decoded = self.draws(batch, self._draw_seed(-2 - index), samples=1)
+            draws, judged = self._judged(index, batch)
             center = self.posterior.center(self.posterior.deterministic(self.parameters(draws.parameters)))
             part = {
-                "reconstruction": self.likelihood.mean(self._decoded(center, given.condition)),
+                "reconstruction": self.likelihood.mean(self._decoded(center, self.inputs_of(batch).condition)),
                 "center": center,
-                "log_likelihood": draws.log_likelihood[0],
-                "cost": self.cost(given, draws),
-                "residual": self.likelihood.residual(batch["image"], decoded),
+                **judged,
                 **{f"codes.{name}": value for name, value in draws.outputs.items()},
             }
             if draws.kl_per_dimension is not None:

@@ -5,10 +5,9 @@ from kerasvae.backend import require_tensorflow
 require_tensorflow()
 
 from kerasvae.networks.conv import conv_decoder, conv_encoder  # noqa: E402
-from kerasvae.networks.core import Core, core_codes, fit_core  # noqa: E402
+from kerasvae.networks.core import Core, LeftOut, core_codes, fit_core  # noqa: E402
 from kerasvae.networks.dense import dense_decoder, dense_encoder  # noqa: E402
 from kerasvae.networks.ladder import ladder_encoder  # noqa: E402
-from kerasvae.networks.left_out import LeftOut, left_out_cores  # noqa: E402
 from kerasvae.networks.linear import linear_start, use_core  # noqa: E402
 from kerasvae.networks.prior_covariance import SmoothPrior  # noqa: E402
 from kerasvae.networks.refine import Refine  # noqa: E402
@@ -25,7 +24,6 @@ __all__ = [
     "dense_encoder",
     "fit_core",
     "ladder_encoder",
-    "left_out_cores",
     "linear_start",
     "use_core",
 ]

@@ -21,27 +21,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 from scipy.sparse.linalg import LinearOperator, eigsh
 from threadpoolctl import threadpool_limits
 
 from kerasvae.errors import ArgumentError
+from kerasvae.networks.left_out import folds_of, tempered
 from kerasvae.networks.prior_covariance import Kind, PriorCovariance, SmoothPrior
 from kerasvae.types import Array, Mask
 
-__all__ = ["KINDS", "Choice", "choose_prior", "held_out_scale", "leading_axes", "mirror_index", "sample_axes"]
+__all__ = [
+    "KINDS",
+    "Choice",
+    "choose_prior",
+    "leading_axes",
+    "mirror_index",
+    "probable_axes",
+    "sample_axes",
+]
 
-FOLDS = 5
 KINDS: tuple[Kind, ...] = ("variance", "deformation")
 WIDTHS_MM = (8.0, 12.0, 16.0)
 SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)
 MOST_PEOPLE = 160
 """A choice is made on so many people at most; more take longer and are not needed for it."""
 
-MOST_ENERGY = 10.0
-"""Times the median sum of squares; a person who differs more from the mean is scaled down to it."""
-
-Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 Index = NDArray[np.intp]
 MakePrior = Callable[[Array, Array], PriorCovariance]
 
@@ -65,24 +68,6 @@ def residuals_of(flat: Array, design: NDArray[np.float64]) -> tuple[Array, Array
     """Least squares of images (n, v) on a design (n, c): coefficients (c, v) and residuals (n, v)."""
     coefficients = np.linalg.pinv(design).astype(np.float32) @ flat
     return coefficients, flat - design.astype(np.float32) @ coefficients
-
-
-def tempered(residuals: Array, reference: Array | None = None) -> Array:
-    """Residuals in which no person counts for more than `MOST_ENERGY` ordinary ones.
-
-    One damaged image can hold more variance than all people together; the prior's strength, the choice and σ² would be
-    about it alone. Where nobody is so far out, as is usual, nothing changes.
-
-    Args:
-        residuals: (n, v).
-        reference: Residuals whose median says what is ordinary; by default the same.
-    """
-    energy, ordinary = (
-        np.square(rows, dtype=np.float64).sum(axis=1)
-        for rows in (residuals, residuals if reference is None else reference)
-    )
-    factor = np.sqrt(np.minimum(1.0, MOST_ENERGY * np.median(ordinary) / np.maximum(energy, 1e-30)))
-    return residuals if (factor == 1).all() else residuals * factor.astype(np.float32)[:, None]
 
 
 def deviation_of(residuals: Array, mirror: Index | None) -> Array:
@@ -145,30 +130,10 @@ def leading_axes(
     return values[::-1].copy(), np.ascontiguousarray(vectors[:, ::-1].T, dtype=np.float32)
 
 
-def folds_of(groups: Sequence[Any] | NDArray[Any], seed: int = 0, count: int = FOLDS) -> list[Fold]:
-    """Rows to learn from and rows left out, `count` times or once for each group; a group is never divided.
-
-    Raises:
-        ArgumentError: With fewer than three groups.
-    """
-    names, number = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < 3:
-        raise ArgumentError("groups", rule="be three people or more", got=len(names), fix="Leave out the prior")
-    count = min(count, len(names))
-    fold = np.random.default_rng(seed).permutation(np.arange(len(names)) % count)[number]
-    return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(count)]
-
-
-def held_out_scale(
-    flat: Array,
-    design: NDArray[np.float64],
-    make_prior: MakePrior,
-    count: int,
-    mirror: Index | None,
-    folds: Sequence[Fold],
-    seed: int = 0,
-) -> tuple[NDArray[np.float64], float]:
-    """Variance along the first, second, … axis, and around all of them, of people left out of the fit.
+def probable_axes(
+    flat: Array, design: NDArray[np.float64], make_prior: MakePrior, count: int, mirror: Index | None, seed: int = 0
+) -> tuple[Array, Array, Array]:
+    """The axes of people's most probable covariance; see `leading_axes`.
 
     Args:
         flat: Images over mask voxels, (n, v).
@@ -176,26 +141,15 @@ def held_out_scale(
         make_prior: From the mean image and the standard deviation, (v,) each, to the prior.
         count: Number of axes.
         mirror: As for `leading_axes`.
-        folds: From `folds_of`.
-        seed: As for `leading_axes`.
+        seed: As well.
 
     Returns:
-        Mean squared scores, made decreasing by isotonic regression, (count,), and the mean squared residual per
-        remaining dimension, σ².
+        Coefficients of the design (c, v), residuals (n, v), in which nobody is scaled down yet, and axes (count, v).
     """
-    squares, around = np.zeros(count), 0.0
-    for train, test in folds:
-        coefficients, residuals = residuals_of(flat[train], design[train])
-        learned = tempered(residuals)
-        prior = make_prior(coefficients[0], deviation_of(learned, mirror))
-        axes = leading_axes(learned, prior, count, mirror, seed)[1]
-        others = tempered(flat[test] - design[test].astype(np.float32) @ coefficients, residuals)
-        scores = np.square((others @ axes.T).astype(np.float64)).sum(axis=0)
-        squares += scores
-        around += float(np.square(others, dtype=np.float64).sum() - scores.sum())
-    people = sum(len(test) for _, test in folds)
-    variances = isotonic_regression(squares / people, increasing=False).x
-    return variances, around / (people * (flat.shape[1] - count))
+    coefficients, residuals = residuals_of(flat, design)
+    learned = tempered(residuals)
+    prior = make_prior(coefficients[0], deviation_of(learned, mirror))
+    return coefficients, residuals, leading_axes(learned, prior, count, mirror, seed)[1]
 
 
 class Choice(NamedTuple):

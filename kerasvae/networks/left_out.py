@@ -1,102 +1,129 @@
-"""Cores of people without some of them, so that each person is met as a new one.
+"""Axes of people without some of them, so that each person is met as a new one.
 
 The axes of a core pass close to the people whom they were fitted to: their reconstructions are better than those of new
-people, and wrong in another way. Networks beside the core that are trained on them learn what no new person will show.
-Here people are divided into folds; the core of each fold is fitted to all others, and trains its networks on the
-people of the fold alone (cross-fitting; Stone 1974, Cross-Validatory Choice and Assessment of Statistical Predictions,
-J. R. Stat. Soc. B 36(2):111-147, for the principle that who judges must not have been learned from).
+people, and wrong in another way. What is to hold of new people has to be judged on people left out (Stone 1974,
+Cross-Validatory Choice and Assessment of Statistical Predictions, J. R. Stat. Soc. B 36(2):111-147): whether mirror
+images help, the variances along axes, σ², and what networks beside a core learn from (cross-fitting).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import orthogonal_procrustes
+from scipy.optimize import isotonic_regression
 
-from kerasvae.networks.core import Core
-from kerasvae.networks.covariance_map import (
-    FOLDS,
-    deviation_of,
-    folds_of,
-    leading_axes,
-    mirror_index,
-    residuals_of,
-    sample_axes,
-    tempered,
-)
-from kerasvae.networks.prior_covariance import PriorCovariance
-from kerasvae.types import Mask
+from kerasvae.errors import ArgumentError
+from kerasvae.types import Array
 
-__all__ = ["LeftOut", "left_out_cores"]
+__all__ = ["Find", "Fit", "explained_by", "fits_without", "folds_of", "scale_by", "tempered", "turn_to"]
+
+FOLDS = 5
+MOST_ENERGY = 10.0
+"""Times the median sum of squares; a person who differs more from the mean is scaled down to it."""
+
+Index = NDArray[np.intp]
+Fold = tuple[Index, Index]
+Find = Callable[[Array, NDArray[np.float64]], tuple[Array, Array, Array]]
+"""From images (n, v) and design (n, c) to coefficients (c, v), residuals (n, v) and axes (q, v)."""
 
 
-class LeftOut(NamedTuple):
-    """People, and a core that does not know them.
+class Fit(NamedTuple):
+    """What was found without some people, and how far it holds for them.
 
     Attributes:
-        rows: Whose images they are, (m,), as positions in what was given.
-        core: Of all others, its codes turned towards those of the core of all.
+        rows: The people left out, (m,), as positions in what was given.
+        coefficients: Of the design, (c, v).
+        axes: Orthonormal, as rows, (q, v).
+        along: Sums over people left out of squared scores, (q,).
+        around: Sum over people and voxels of what is left, squared.
     """
 
-    rows: NDArray[np.intp]
-    core: Core
+    rows: Index
+    coefficients: Array
+    axes: Array
+    along: NDArray[np.float64]
+    around: float
 
 
-def left_out_cores(
-    images: NDArray[np.float32],
-    core: Core,
-    mask: Mask | None = None,
-    condition: NDArray[np.float32] | None = None,
-    *,
-    spacing_mm: Sequence[float] | None = None,
-    groups: Sequence[Any] | None = None,
-    seed: int = 0,
-    folds: int = FOLDS,
-) -> list[LeftOut]:
-    """The core of each fold's others, with the beliefs, variances and noise of the core of all.
-
-    Codes are turned so that loadings come as near as they can to those of the core of all (orthogonal Procrustes);
-    that changes no reconstruction.
-
-    Args:
-        images: (n, *data_shape), whom `core` was fitted to.
-        core: From `fit_core`.
-        mask: As given to `fit_core`, and so are the others.
-        condition: Standardised covariates, (n, c).
-        spacing_mm: Distance between voxels along each axis, mm; a core with a prior needs it.
-        groups: The person of each image, (n,).
-        seed: Of the division into folds.
-        folds: How many, at most; no more than people.
-
-    Returns:
-        One for each fold; every row is in exactly one of them.
+def folds_of(groups: Sequence[Any] | NDArray[Any], seed: int = 0, count: int = FOLDS) -> list[Fold]:
+    """Rows to learn from and rows left out, `count` times or once for each group; a group is never divided.
 
     Raises:
-        ArgumentError: With fewer than three people.
+        ArgumentError: With fewer than three groups.
     """
-    inside = np.ones(images.shape[1:], bool) if mask is None else np.asarray(mask, bool)
-    flat = images.reshape(len(images), -1) if mask is None else images[:, mask]
-    design = np.ones((len(flat), 1)) if condition is None else np.column_stack([np.ones(len(flat)), condition])
-    exchange = mirror_index(inside) if core.mirrored else None
-    scale = np.sqrt(np.maximum(core.eigenvalues - core.noise_variance, 0.0))[:, None]
-    supported = int((np.square(core.axes).sum(axis=1) > 0).sum())
-    found = []
-    for train, test in folds_of(np.arange(len(flat)) if groups is None else groups, seed, folds):
-        fitted, residuals = residuals_of(flat[train], design[train])
-        count = min(supported, len(train) - 1 - design.shape[1])
-        if core.priors:
-            residuals = tempered(residuals)
-            deviation = deviation_of(residuals, exchange)
-            prior = PriorCovariance(core.priors, fitted[0], deviation, inside, spacing_mm or ())
-            axes = leading_axes(residuals, prior, count, exchange, seed)[1]
-        else:
-            axes = sample_axes(residuals, count, exchange)[1]
-        whole = np.zeros_like(core.axes)
-        whole[: len(axes)] = axes
-        turn = orthogonal_procrustes((scale * whole).T, (scale * core.axes).T)[0].T
-        other = core._replace(mean=fitted[0], axes=whole, slopes=fitted[1:], rotation=turn.astype(np.float32))
-        found.append(LeftOut(test, other))
-    return found
+    names, number = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 3:
+        raise ArgumentError("groups", rule="be three people or more", got=len(names), fix="Leave out the prior")
+    count = min(count, len(names))
+    fold = np.random.default_rng(seed).permutation(np.arange(len(names)) % count)[number]
+    return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(count)]
+
+
+def tempered(residuals: Array, reference: Array | None = None) -> Array:
+    """Residuals in which no person counts for more than `MOST_ENERGY` ordinary ones.
+
+    One damaged image can hold more variance than all people together; the prior's strength, the choice and σ² would be
+    about it alone. Where nobody is so far out, as is usual, nothing changes.
+
+    Args:
+        residuals: (n, v).
+        reference: Residuals whose median says what is ordinary; by default the same.
+    """
+    energy, ordinary = (
+        np.square(rows, dtype=np.float64).sum(axis=1)
+        for rows in (residuals, residuals if reference is None else reference)
+    )
+    factor = np.sqrt(np.minimum(1.0, MOST_ENERGY * np.median(ordinary) / np.maximum(energy, 1e-30)))
+    return residuals if (factor == 1).all() else residuals * factor.astype(np.float32)[:, None]
+
+
+def fits_without(flat: Array, design: NDArray[np.float64], find: Find, folds: Sequence[Fold]) -> list[Fit]:
+    """What is found without the people of each fold.
+
+    Args:
+        flat: Images over mask voxels, (n, v).
+        design: A column of ones and covariates, (n, c).
+        find: How axes are found.
+        folds: From `folds_of`.
+    """
+    fits = []
+    for learn, left in folds:
+        coefficients, residuals, axes = find(flat[learn], design[learn])
+        others = tempered(flat[left] - design[left].astype(np.float32) @ coefficients, residuals)
+        along = np.square((others @ axes.T).astype(np.float64)).sum(axis=0)
+        around = float(np.square(others, dtype=np.float64).sum() - along.sum())
+        fits.append(Fit(left, coefficients, axes, along, around))
+    return fits
+
+
+def explained_by(fits: Sequence[Fit]) -> float:
+    """Part of left-out people's variance that the axes explain."""
+    along, around = sum(float(fit.along.sum()) for fit in fits), sum(fit.around for fit in fits)
+    return along / max(along + around, 1e-30)
+
+
+def scale_by(fits: Sequence[Fit]) -> tuple[NDArray[np.float64], float]:
+    """Mean squared score along the first, second, … axis, and residual σ² per remaining dimension, of left-out people.
+
+    Variances are made decreasing by isotonic regression, (q,).
+    """
+    people, (count, voxels) = sum(len(fit.rows) for fit in fits), fits[0].axes.shape
+    along = np.sum([fit.along for fit in fits], axis=0) / people
+    around = sum(fit.around for fit in fits)
+    return isotonic_regression(along, increasing=False).x, around / (people * (voxels - count))
+
+
+def turn_to(axes: Array, others: Array, scale: NDArray[np.float64]) -> Array:
+    """The rotation of codes, (q, q), that brings loadings on some axes nearest to those on others (Procrustes).
+
+    Args:
+        axes: (q, v).
+        others: The same.
+        scale: Length of each loading, (q,).
+    """
+    rows = scale[:, None]
+    return np.asarray(orthogonal_procrustes((rows * axes).T, (rows * others).T)[0].T, dtype=np.float32)

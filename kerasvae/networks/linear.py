@@ -31,14 +31,17 @@ from keras import ops
 from numpy.typing import NDArray
 
 from kerasvae.errors import ArgumentError
+from kerasvae.networks.box import Crop, Pad
 from kerasvae.networks.condition import condition_input, inputs_of, with_condition
 from kerasvae.networks.core import Core
-from kerasvae.networks.refine import Refine, box_of
-from kerasvae.types import Mask
+from kerasvae.networks.refine import Refine
+from kerasvae.types import Mask, box_of
 
 __all__ = ["linear_start", "use_core"]
 
 ENCODER_LINE, DECODER_LINE = "linear_encoder", "linear_decoder"
+MARGIN = 1
+"""Voxels kept around the mask's box, so that its border has neighbours."""
 
 
 @keras.saving.register_keras_serializable("kerasvae")
@@ -89,7 +92,12 @@ def linear_start(
     shape, inside = _whole(encoder, mask, data_shape)
     size = 2 * len(core.axes)
     image, condition = keras.Input(shape, name="image"), condition_input(len(core.slopes))
-    seen = _refined(image, core, inside, refine, "encoder_refine") if refine else image
+    seen, box = image, box_of(inside, MARGIN)
+    small = any(ends != (0, size) for ends, size in zip(box, shape, strict=True))
+    if small:
+        seen = Crop(box, name="crop")(image)
+    if refine:
+        seen = _refined(seen, core, inside, refine, "encoder_refine")
     flat = with_condition(keras.layers.Flatten()(seen), condition)
     posterior_mean = keras.layers.Dense(len(core.axes), trainable=False, name=ENCODER_LINE)(flat)
     # softplus⁻¹ of the exact posterior's standard deviation, as a constant bias of the second half.
@@ -111,10 +119,13 @@ def linear_start(
     linear_encoder = keras.Model(inputs_of(image, condition), parameters, name="encoder")
 
     z, condition = keras.Input((len(core.axes),), name="z"), condition_input(len(core.slopes))
-    linear = keras.layers.Dense(math.prod(shape), trainable=False, name=DECODER_LINE)(with_condition(z, condition))
-    made = keras.layers.Reshape(shape)(linear)
+    within = tuple(stop - start for start, stop in box)
+    linear = keras.layers.Dense(math.prod(within), trainable=False, name=DECODER_LINE)(with_condition(z, condition))
+    made = keras.layers.Reshape(within)(linear)
     if refine:
         made = _refined(made, core, inside, refine, "decoder_refine")
+    if small:
+        made = Pad(box, shape, name="pad")(made)
     if decoder is not None:
         extra = keras.layers.Reshape((*shape, 1))(decoder(inputs_of(z, condition)))
         extra = keras.layers.Reshape(shape)(Gate(name="decoder_gate")(extra))
@@ -133,10 +144,8 @@ def use_core(encoder: keras.Model, decoder: keras.Model, core: Core, mask: Mask 
         core: Its mean, axes, slopes and rotation are taken; the posterior's standard deviation stays as it is.
         mask: As for `linear_start`.
     """
-    shape = encoder.input_shape[0] if isinstance(encoder.input_shape, list) else encoder.input_shape
-    inside = np.ones(shape[1:], bool) if mask is None else np.asarray(mask, bool)
-    loading_scale = np.sqrt(np.maximum(core.eigenvalues - core.noise_variance, 0.0))
-    loadings, slopes = (_spread(rows, inside) for rows in (core.axes * loading_scale[:, None], core.slopes))
+    inside = _whole(encoder, mask, None)[1]
+    loadings, slopes = (_spread(rows, inside) for rows in (core.axes * core.loading_scale[:, None], core.slopes))
     mean = _spread(core.mean[None], inside)[0]
     projection = loadings.T / core.eigenvalues[None].astype(np.float32)
     if core.rotation is not None:
@@ -166,22 +175,25 @@ def _whole(
 
 def _refined(x: keras.KerasTensor, core: Core, inside: Mask, filters: Sequence[int], name: str) -> keras.KerasTensor:
     """A `Refine` layer that knows the core's mean and the standard deviation that it gives each voxel."""
-    layer = Refine(inside.shape, box_of(inside), filters, name=name)
+    layer = Refine(x.shape[1:], filters, name=name)
     refined = layer(x)
-    beyond = np.maximum(core.eigenvalues - core.noise_variance, 0.0)[:, None]
-    stddev = np.sqrt(core.noise_variance + (beyond * np.square(core.axes, dtype=np.float64)).sum(axis=0))
-    mean, spread = (
-        _spread(row[None].astype(np.float32), inside)[0].reshape(inside.shape) for row in (core.mean, stddev)
-    )
-    layer.set_maps(mean, spread, inside)
+    stddev = np.sqrt(core.noise_variance + np.square(core.loading_scale[:, None] * core.axes).sum(axis=0))
+    mean, spread = (_spread(row[None], inside)[0].reshape(x.shape[1:]) for row in (core.mean, stddev))
+    layer.set_maps(mean, spread, _boxed(inside))
     return refined
 
 
-def _spread(rows: NDArray[np.float32], inside: Mask) -> NDArray[np.float32]:
-    """Values of mask voxels, (r, v), on the whole flattened grid, 0 elsewhere: (r, grid)."""
-    whole = np.zeros((len(rows), inside.size), np.float32)
-    whole[:, inside.ravel()] = rows
-    return whole
+def _boxed(inside: Mask) -> Mask:
+    """The mask in the box that networks see."""
+    return inside[tuple(slice(*ends) for ends in box_of(inside, MARGIN))]
+
+
+def _spread(rows: NDArray[Any], inside: Mask) -> NDArray[np.float32]:
+    """Values of mask voxels, (r, v), in the flattened box around them, 0 elsewhere: (r, box)."""
+    boxed = _boxed(inside)
+    spread = np.zeros((len(rows), boxed.size), np.float32)
+    spread[:, boxed.ravel()] = rows
+    return spread
 
 
 @keras.saving.register_keras_serializable("kerasvae")

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kerasvae.errors import ArgumentError
-from kerasvae.types import Array, Mask
+from kerasvae.types import Array, Mask, box_of
 
 __all__ = ["PriorCovariance", "SmoothPrior"]
 
@@ -108,10 +108,7 @@ class PriorCovariance:
         self, priors: Sequence[SmoothPrior], mean: Array, stddev: Array, mask: Mask, spacing_mm: Sequence[float]
     ) -> None:
         spacing = checked_spacing(mask, spacing_mm)
-        corner = [
-            np.flatnonzero(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis))) for axis in range(mask.ndim)
-        ]
-        box = mask[tuple(slice(places[0], places[-1] + 1) for places in corner)]
+        box = mask[tuple(slice(*ends) for ends in box_of(mask))]
         self.terms: list[tuple[float, Term]] = []
         for prior in priors:
             make = _deviation if prior.kind == "variance" else _gradients

@@ -21,12 +21,10 @@ from keras import ops
 from kerasvae.errors import ArgumentError
 from kerasvae.types import Array, Mask
 
-__all__ = ["Refine", "box_of"]
+__all__ = ["Refine"]
 
 _CONV = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
 MAPS = 3
-MARGIN = 1
-"""Voxels kept around the mask's box, so that its border has neighbours."""
 SOFT = 0.05
 """Least standard deviation that a deviation is divided by, in parts of the mean one."""
 
@@ -43,7 +41,6 @@ class Refine(keras.layers.Layer):
 
     Args:
         data_shape: One to three axes.
-        box: First voxel and the one behind the last along each axis, outside which nothing changes.
         filters: Channels of the hidden layers.
         activation: Any Keras activation.
     """
@@ -51,7 +48,6 @@ class Refine(keras.layers.Layer):
     def __init__(
         self,
         data_shape: Sequence[int],
-        box: Sequence[Sequence[int]] | None = None,
         filters: Sequence[int] = (16, 16),
         activation: str = "silu",
         **kwargs: Any,
@@ -64,27 +60,21 @@ class Refine(keras.layers.Layer):
         if not filters or min(filters) < 1:
             raise ArgumentError("filters", rule="hold at least one positive number", got=filters, fix="Use (16, 16)")
         self.data_shape = tuple(int(n) for n in data_shape)
-        self.box = tuple((int(a), int(b)) for a, b in (box if box is not None else [(0, n) for n in self.data_shape]))
         self.filters, self.activation = tuple(int(n) for n in filters), activation
-        convolution, size = _CONV[len(data_shape)], 3
-        self.hidden = []
-        for index, width in enumerate(self.filters):
-            name = f"hidden_{index}"
-            self.hidden.append(convolution(width, size, padding="same", activation=activation, name=name))
-            size = 1
-        self.last = convolution(1, 1, kernel_initializer="zeros", name="correction")
+        self.first = _CONV[len(data_shape)](self.filters[0], 3, padding="same", name="hidden_0")
+        self.hidden = [keras.layers.Dense(n, name=f"hidden_{i}") for i, n in enumerate(self.filters[1:], start=1)]
+        self.last = keras.layers.Dense(1, kernel_initializer="zeros", name="correction")
+        self.activate = keras.activations.get(activation)
 
     def build(self, input_shape: Any) -> None:
         """Create the maps and the convolutions."""
-        inner = tuple(stop - start for start, stop in self.box)
-        self.maps = self.add_weight(name="maps", shape=(*inner, MAPS), initializer="zeros", trainable=False)
-        self.mean = self.add_weight(name="mean", shape=inner, initializer="zeros", trainable=False)
+        shape = self.data_shape
+        self.maps = self.add_weight(name="maps", shape=(*shape, MAPS), initializer="zeros", trainable=False)
+        self.mean = self.add_weight(name="mean", shape=shape, initializer="zeros", trainable=False)
         self.unit = self.add_weight(name="unit", shape=(), initializer="ones", trainable=False)
-        channels = 2 + MAPS
-        for layer in self.hidden:
-            layer.build((None, *inner, channels))
-            channels = layer.filters
-        self.last.build((None, *inner, channels))
+        self.first.build((None, *shape, 2 + MAPS))
+        for layer, channels in zip((*self.hidden, self.last), self.filters, strict=True):
+            layer.build((None, channels))
         super().build(input_shape)
 
     def set_maps(self, mean: Array, stddev: Array, mask: Mask) -> None:
@@ -99,56 +89,32 @@ class Refine(keras.layers.Layer):
         inside = mean[mask]
         contrast = (mean - inside.mean()) / max(float(inside.std()), 1e-12)
         maps = np.stack([np.where(mask, contrast, 0), np.where(mask, stddev / unit, 0), mask], axis=-1)
-        self.maps.assign(maps[self._inner()].astype(np.float32))
-        self.mean.assign(np.where(mask, mean, 0)[self._inner()].astype(np.float32))
+        self.maps.assign(maps.astype(np.float32))
+        self.mean.assign(np.where(mask, mean, 0).astype(np.float32))
         self.unit.assign(unit)
 
     def call(self, x: Any) -> Any:
         """Corrected images, same shape."""
-        inner = x[(slice(None), *self._inner())]
         maps = ops.cast(self.maps, x.dtype)
         stddev, inside = maps[..., 1], maps[..., 2]
         unit = ops.cast(self.unit, x.dtype)
-        deviation = (inner - ops.cast(self.mean, x.dtype)) / unit * inside
-        shape = ops.shape(deviation)
-        features = ops.concatenate(
-            [
-                ops.expand_dims(deviation, -1),
-                ops.expand_dims(deviation / (stddev + SOFT), -1),
-                ops.broadcast_to(maps, (*shape, MAPS)),
-            ],
-            axis=-1,
-        )
+        deviation = (x - ops.cast(self.mean, x.dtype)) / unit * inside
+        seen = ops.stack([deviation, deviation / (stddev + SOFT)], axis=-1)
+        # what the maps give is the same for every person: convolved once a batch, and a constant once exported
+        kernel = ops.cast(self.first.kernel, x.dtype)
+        own, shared = kernel[..., :-MAPS, :], kernel[..., -MAPS:, :]
+        features = ops.conv(seen, own, padding="same") + ops.conv(maps[None], shared, padding="same")
+        features = ops.reshape(features + ops.cast(self.first.bias, x.dtype), (-1, self.filters[0]))
         for layer in self.hidden:
-            features = layer(features)
-        correction = ops.squeeze(self.last(features), -1) * inside * unit
-        around = [(start, size - stop) for (start, stop), size in zip(self.box, self.data_shape, strict=True)]
-        return x + ops.pad(correction, [(0, 0), *around])
+            features = layer(self.activate(features))
+        correction = ops.reshape(self.last(self.activate(features)), ops.shape(deviation)) * inside * unit
+        return x + correction
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {
             **super().get_config(),
             "data_shape": list(self.data_shape),
-            "box": [list(pair) for pair in self.box],
             "filters": list(self.filters),
             "activation": self.activation,
         }
-
-    def _inner(self) -> tuple[slice, ...]:
-        return tuple(slice(start, stop) for start, stop in self.box)
-
-
-def box_of(mask: Mask) -> list[tuple[int, int]]:
-    """The smallest box around a mask and one voxel more, within the grid: first voxel and the one behind the last.
-
-    >>> box_of(np.array([False, False, False, True, True]))
-    [(2, 5)]
-    """
-    places = [
-        np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis))) for axis in range(mask.ndim)
-    ]
-    return [
-        (max(int(found[0]) - MARGIN, 0), min(int(found[-1]) + 1 + MARGIN, size))
-        for found, size in zip(places, mask.shape, strict=True)
-    ]

@@ -21,14 +21,12 @@ from kerasvae.models.coding import Coding
 from kerasvae.models.regression import FLOOR
 from kerasvae.networks import (
     Core,
-    LeftOut,
     conv_decoder,
     conv_encoder,
     core_codes,
     dense_decoder,
     dense_encoder,
     fit_core,
-    left_out_cores,
     linear_start,
 )
 from kerasvae.objectives import Objective, WithMSSSIM
@@ -49,12 +47,10 @@ class Built(NamedTuple):
     Attributes:
         model: Compiled, not trained.
         core: The linear start; None without one.
-        left_out: The cores that train it; none where it is trained on the people whom the core knows.
     """
 
     model: VAE
     core: Core | None = None
-    left_out: Sequence[LeftOut] = ()
 
 
 def kinds(module: Any, base: Any) -> dict[str, Any]:
@@ -114,13 +110,11 @@ def build_model(
     likelihood = _likelihood(section, shape, pipeline.mask)
     width = posterior.parameter_size(section.latent_size) + (2 if target else 0)
     encoder, decoder = _networks(recipe, shape, width, likelihood.channels, condition_size)
-    core, left_out = None, []
+    core = None
     if section.start == "linear":
         _check_linear(section)
         core = _core(recipe, images, pipeline, condition, people)
         tell(core.describe())
-        if recipe.training.cross_fit:
-            left_out = _left_out(recipe, images, core, pipeline, condition, people)
         reading = None
         if target:
             values = Covariates([target]).matrix({target.name: (table or {})[target.name]})[:, 0]
@@ -141,7 +135,7 @@ def build_model(
     }
     model = RegressionVAE(encoder, decoder, target=target, **parts) if target else VAE(encoder, decoder, **parts)
     model.compile(keras.optimizers.Adam(recipe.training.learning_rate))
-    return Built(model, core, left_out)
+    return Built(model, core)
 
 
 def _covariates(
@@ -194,6 +188,8 @@ def _core(
     options: dict[str, Any] = {}
     if section.core_prior != "none":
         options = {"prior": section.core_prior, "spacing_mm": pipeline.grid.spacing}
+    columns = 1 + (0 if condition is None else condition.shape[1])
+    enough = len(set(people) if people is not None else images) >= FEWEST_TO_LEAVE_OUT + columns
     return fit_core(
         images,
         section.latent_size,
@@ -201,26 +197,9 @@ def _core(
         condition,
         mirror=section.core_mirror,
         groups=people,
+        cross_fit=recipe.training.cross_fit and enough,
         seed=recipe.training.seed,
         **options,
-    )
-
-
-def _left_out(
-    recipe: Recipe,
-    images: Array,
-    core: Core,
-    pipeline: Pipeline,
-    condition: NDArray[np.float32] | None,
-    people: Sequence[str] | None,
-) -> list[LeftOut]:
-    """Cores of all but a fold of the people; none where the people are too few."""
-    columns = 1 + (0 if condition is None else condition.shape[1])
-    if len(set(people) if people is not None else images) < FEWEST_TO_LEAVE_OUT + columns:
-        return []
-    spacing = None if recipe.model.core_prior == "none" else pipeline.grid.spacing
-    return left_out_cores(
-        images, core, pipeline.mask, condition, spacing_mm=spacing, groups=people, seed=recipe.training.seed
     )
 
 

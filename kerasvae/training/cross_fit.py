@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from kerasvae.data.augment import Augmentation
 from kerasvae.data.dataset import training_dataset
-from kerasvae.networks import Core, LeftOut, use_core
+from kerasvae.errors import ArgumentError
+from kerasvae.networks import Core, use_core
 from kerasvae.types import Mask
 
 __all__ = ["CrossFit"]
@@ -24,16 +24,22 @@ class CrossFit(keras.callbacks.Callback):
     Batches must hold people of one fold only and come fold by fold, in their order, in each epoch: those of `dataset`.
 
     Args:
-        core: Of all people; the model was made with it by `linear_start`.
-        folds: From `left_out_cores`.
+        core: Of all people, from `fit_core(..., cross_fit=True)`; the model was made of it by `linear_start`.
         mask: As given to `linear_start`.
         batch_size: Subjects a batch.
+
+    Raises:
+        ArgumentError: If the core has no others.
     """
 
-    def __init__(self, core: Core, folds: Sequence[LeftOut], mask: Mask | None, batch_size: int) -> None:
+    def __init__(self, core: Core, mask: Mask | None, batch_size: int) -> None:
         super().__init__()
+        if not core.left_out:
+            raise ArgumentError(
+                "core", rule="hold cores of left-out people", got="none", fix="Make it by fit_core(..., cross_fit=True)"
+            )
         self.core = core
-        self.folds = list(folds)
+        self.folds = core.left_out
         self.mask = mask
         self.batch_size = batch_size
         steps = [-(-len(fold.rows) // batch_size) for fold in self.folds]
@@ -46,35 +52,19 @@ class CrossFit(keras.callbacks.Callback):
         return len(self.fold_of_batch)
 
     def dataset(
-        self,
-        inputs: Mapping[str, NDArray[np.float32]] | NDArray[np.float32],
-        *,
-        epochs: int,
-        first_epoch: int = 0,
-        seed: int = 0,
-        rows: NDArray[np.int64] | None = None,
-        augmentation: Augmentation | None = None,
+        self, inputs: Mapping[str, NDArray[np.float32]] | NDArray[np.float32], *, epochs: int, **options: Any
     ) -> tf.data.Dataset:
-        """Batches as this callback needs them; see `kerasvae.data.dataset.training_dataset`.
+        """Batches as this callback needs them.
 
         Args:
             inputs: The images that the cores are of, (n, *data_shape), or all that the model takes of them, by name.
             epochs: Number of epochs of the whole training.
-            first_epoch: The epoch to begin with.
-            seed: Seed of the order, and of what is drawn.
-            rows: Row of the cohort of each image, (n,); by default its position.
-            augmentation: Random changes of the images.
+            options: What else `kerasvae.data.dataset.training_dataset` takes, e.g. `seed`.
         """
         given = inputs if isinstance(inputs, Mapping) else {"image": inputs}
+        groups = self.groups
         return training_dataset(
-            given,
-            np.arange(len(self.groups)) if rows is None else rows,
-            batch_size=self.batch_size,
-            epochs=epochs,
-            first_epoch=first_epoch,
-            seed=seed,
-            augmentation=augmentation,
-            groups=self.groups,
+            given, np.arange(len(groups)), batch_size=self.batch_size, epochs=epochs, groups=groups, **options
         )
 
     @property

@@ -8,7 +8,6 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,126 +17,20 @@ from numpy.typing import NDArray
 
 from kerasvae.errors import ArgumentError, CollapseWarning
 from kerasvae.metrics import active_units, explained_variance, identification, mutual_information, variance_ratio
-from kerasvae.metrics.diagnosis import Diagnosis, Figures, diagnose
+from kerasvae.metrics.diagnosis import Figures, diagnose
 from kerasvae.models.arrays import Examination
 from kerasvae.training.effective import effective_beta, has_fixed_scale, kl_weight, power_of, scale_weight
+from kerasvae.training.entry import Entry
 from kerasvae.training.event_file import EventFile
 from kerasvae.training.peer import pca_beside
+from kerasvae.training.remedied import Remedied
 from kerasvae.training.remedy import CURABLE, DEAD, Condition, Remedy, prescribe
 from kerasvae.training.run import write_json
 from kerasvae.types import Mask
 
-__all__ = ["CollapseGuard", "Entry", "Remedied"]
+__all__ = ["CollapseGuard"]
 
 Action = Literal["warn", "stop", "remedy"]
-
-
-class Remedied(keras.callbacks.Callback):
-    """Apply remedies at their epochs: weights and learning rate at once, numbers before each step.
-
-    Args:
-        remedies: In the order of their epochs.
-    """
-
-    def __init__(self, remedies: Sequence[Remedy] = ()) -> None:
-        super().__init__()
-        self._given = list(remedies)
-        self._epoch = 0
-        self._first: list[tuple[keras.Variable, NDArray]] | None = None
-
-    @property
-    def remedies(self) -> list[Remedy]:
-        """What was done, in order."""
-        return self._given
-
-    def keep_first(self) -> None:
-        """Remember the weights and the optimisers as they are, for remedies that begin again from them."""
-        model = self.model
-        kept = [model.step, model.people, *model.scheduled.values()]
-        for optimizer in (model.optimizer, model.critic_optimizer):
-            if optimizer is not None and isinstance(optimizer.learning_rate, keras.Variable):
-                kept.append(optimizer.learning_rate)
-        apart = {id(variable) for variable in kept}
-        optimizers = [each for each in (model.optimizer, model.critic_optimizer) if each is not None]
-        every = [*model.variables, *(variable for each in optimizers for variable in each.variables)]
-        self._first = [(each, np.array(each)) for each in every if id(each) not in apart]
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Begin what is due."""
-        self._epoch = epoch
-        for remedy in (each for each in self.remedies if each.epoch == epoch):
-            if remedy.restart and self._first is not None:
-                for variable, value in self._first:
-                    variable.assign(value)
-            if remedy.learning_rate is not None:
-                self.model.optimizer.learning_rate.assign(remedy.learning_rate[1])
-        self.model.remedied = self._remedied()
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Set the numbers of the coming step."""
-        steps = self.params.get("steps") or batch + 1
-        self._set(self._epoch + batch / steps)
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Leave the last values."""
-        self.settle(self.model)
-
-    def settle(self, model: keras.Model) -> None:
-        """Set a model's numbers to where the remedies take them."""
-        model.remedied = self._remedied()
-        self._set(math.inf, model)
-
-    def _remedied(self) -> frozenset[str]:
-        """Numbers that no schedule may move any more."""
-        names = {name for each in self.remedies for name in each.numbers}
-        return frozenset(names | {"learning_rate" for each in self.remedies if each.learning_rate is not None})
-
-    def _set(self, time: float, model: keras.Model | None = None) -> None:
-        last = {name: remedy for remedy in self.remedies for name in remedy.numbers}
-        for name, remedy in last.items():
-            (model or self.model).scheduled[name].assign(remedy.value(name, time))
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One epoch as the guard saw it.
-
-    Attributes:
-        epoch: Number of epochs done; 0 is the state before the first.
-        figures: Of the validation people.
-        diagnoses: All that is wrong, notes included.
-        lasting: Names of what has been wrong for so many epochs in a row that the guard speaks or acts.
-        remedy: What was done about it, from the next epoch on.
-    """
-
-    epoch: int
-    figures: Figures
-    diagnoses: tuple[Diagnosis, ...] = ()
-    lasting: tuple[str, ...] = ()
-    remedy: Remedy | None = None
-
-    def to_config(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        remedy = None if self.remedy is None else {**self.remedy.to_config(), "text": self.remedy.describe()}
-        return {**dataclasses.asdict(self), "remedy": remedy}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Entry:
-        """The entry that `to_config` described."""
-        known: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else math.nan if value is None else value
-            for name, value in config["figures"].items()
-        }
-        remedy = config["remedy"]
-        return cls(
-            config["epoch"],
-            Figures(**known),
-            tuple(Diagnosis(**each) for each in config["diagnoses"]),
-            tuple(config["lasting"]),
-            None
-            if remedy is None
-            else Remedy.from_config({name: value for name, value in remedy.items() if name != "text"}),
-        )
 
 
 class CollapseGuard(Remedied):

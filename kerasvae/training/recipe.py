@@ -156,7 +156,9 @@ class ModelSection(Section):
     norm: Literal["group", "none"] = Field("group", description="normalisation: group or none")
     dropout: float = Field(0.0, ge=0, lt=1, description="rate before the last layer of the encoder")
     start: Literal["linear", "random"] = Field("linear", description="probabilistic PCA as linear core, or nothing")
-    core_mirror: bool = Field(True, description="linear start: learn from mirror images of people, too")
+    core_mirror: bool | Literal["auto"] = Field(
+        "auto", description="linear start: learn from mirror images of people, too; auto asks people left out"
+    )
     core_prior: Literal["auto", "none", "variance", "deformation"] = Field(
         "auto", description="linear start: smooth prior of the covariance; auto chooses on training people"
     )

@@ -31,8 +31,9 @@ from kerasvae.training.build import build_model
 from kerasvae.training.callbacks import Checkpoint, EpochProgress, Schedules
 from kerasvae.training.cross_fit import CrossFit
 from kerasvae.training.evaluate import evaluate
-from kerasvae.training.guard import CollapseGuard, Remedied
+from kerasvae.training.guard import CollapseGuard
 from kerasvae.training.recipe import Recipe
+from kerasvae.training.remedied import Remedied
 from kerasvae.training.remedy import Remedy, replayed
 from kerasvae.training.run import Run, load_run, model_inputs, write_json, write_scans, write_table
 
@@ -229,11 +230,16 @@ class _Learners(NamedTuple):
 
     def dataset(self, epochs: int, seed: int, first_epoch: int = 0) -> tf.data.Dataset:
         """Their batches."""
-        options: dict[str, Any] = {"epochs": epochs, "first_epoch": first_epoch, "seed": seed}
-        options["augmentation"] = self.augmentation
-        if self.cross_fit is not None:
-            return self.cross_fit.dataset(self.inputs, rows=self.rows, **options)
-        return training_dataset(self.inputs, self.rows, batch_size=self.batch_size, **options)
+        return training_dataset(
+            self.inputs,
+            self.rows,
+            batch_size=self.batch_size,
+            epochs=epochs,
+            first_epoch=first_epoch,
+            seed=seed,
+            groups=None if self.cross_fit is None else self.cross_fit.groups,
+            augmentation=self.augmentation,
+        )
 
 
 def _learners(run: Run, recipe: Recipe, progress: Progress, *roles: str) -> _Learners:
@@ -254,8 +260,8 @@ def _learners(run: Run, recipe: Recipe, progress: Progress, *roles: str) -> _Lea
     model.likelihood.check(images)
     model.people.assign(len(images))
     cross_fit = None
-    if built.core is not None and built.left_out:
-        cross_fit = CrossFit(built.core, built.left_out, run.pipeline.mask, size)
+    if built.core is not None and built.core.left_out:
+        cross_fit = CrossFit(built.core, run.pipeline.mask, size)
     inputs = model_inputs(model, scans, images)
     augmentation = augmentation_of(recipe, run.pipeline, model, inputs, people)
     return _Learners(model, inputs, _rows(run, *roles), augmentation, cross_fit, size)

@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 from kerasvae.distributions import NormalLikelihood
 from kerasvae.errors import ArgumentError
 from kerasvae.models import VAE
-from kerasvae.networks import SmoothPrior, dense_decoder, dense_encoder, fit_core, linear_start
+from kerasvae.networks import Core, SmoothPrior, dense_decoder, dense_encoder, fit_core, linear_start
 from kerasvae.networks.covariance_map import choose_prior, folds_of, mirror_index
 from kerasvae.networks.prior_covariance import PriorCovariance
 from kerasvae.training.build import build_model
@@ -164,7 +164,7 @@ def test_without_a_prior_nothing_changes_by_a_bit():
     np.testing.assert_array_equal(core.eigenvalues, np.r_[values[:7], np.full(13, noise)])
     np.testing.assert_array_equal(core.slopes, fitted[1:])
     assert core.noise_variance == noise
-    assert core[5:] == (False, (), None, None)
+    assert core[5:] == Core(core.mean, core.axes, core.eigenvalues, noise, core.slopes)[5:]
 
 
 @pytest.mark.parametrize("kind", ["variance", "deformation"])
@@ -319,11 +319,46 @@ def test_priors_check_their_numbers(kind, width, share):
         SmoothPrior(kind, width, share)
 
 
-def test_vectors_have_no_prior_to_choose():
+def test_vectors_have_no_prior_to_choose_and_no_left_and_right():
     images = np.random.default_rng(0).standard_normal((9, 30)).astype("f4")
-    core = fit_core(images, 2, prior="auto")
+    core = fit_core(images, 2, prior="auto", mirror="auto")
     np.testing.assert_array_equal(core.axes, fit_core(images, 2).axes)
     assert core.priors == ()
+    assert core.mirrored is False
+
+
+@pytest.mark.parametrize("prior", [None, "auto"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_mirror_images_are_taken_where_they_help_people_left_out(symmetric, prior):
+    """Patterns as strong on either side, or only on the left: mirror images are then half of what is looked at."""
+    rng, shape = np.random.default_rng(8), BRAIN.shape
+    patterns = blurred(4, shape, 1.5, rng)
+    if symmetric:
+        patterns = np.concatenate([patterns + patterns[:, ::-1], patterns - patterns[:, ::-1]])
+    else:
+        patterns[:, shape[0] // 2 :] = 0
+    codes, count = rng.standard_normal((120, len(patterns))), len(patterns)
+    images = np.einsum("nk,kxyz->nxyz", codes, patterns / patterns.std())
+    images = (images + 2 * rng.standard_normal(images.shape)).astype("f4")
+    options = {"prior": prior, "spacing_mm": (4, 4, 4)}
+    core = fit_core(images[:25], count, BRAIN, mirror="auto", **options)
+    both = [fit_core(images[:25], count, BRAIN, mirror=mirror, **options) for mirror in (False, True)]
+    assert core.mirrored is symmetric
+    np.testing.assert_array_equal(core.axes, both[symmetric].axes)
+    new = [explained(each, images[25:]) for each in both]
+    assert (new[1] > new[0]) == symmetric
+    np.testing.assert_allclose(core.mirror_images, new, atol=0.1)  # of few people, roughly what new ones show
+    without = "without" if symmetric else "with"
+    kept, other = core.mirror_images[symmetric], core.mirror_images[not symmetric]
+    said = f"they explain {kept:.3f} of the variance, {without} mirror images {other:.3f}"
+    assert said in core.describe()
+
+
+def test_few_people_are_mirrored_unasked():
+    core = fit_core(
+        np.random.default_rng(0).standard_normal((4, 6, 5)).astype("f4"), 2, mirror="auto", groups=[0, 0, 1, 1]
+    )
+    assert (core.mirrored, core.mirror_images) == (True, None)
 
 
 @pytest.mark.parametrize("prior", ["auto", "none", "variance"])

@@ -13,7 +13,7 @@ from kerasvae import VAE, CollapseGuard, NormalLikelihood, dense_decoder, dense_
 from kerasvae.errors import ArgumentError, CollapseWarning
 from kerasvae.objectives import ELBO, FreeBits
 from kerasvae.training.callbacks import Checkpoint, EpochProgress, Schedules
-from kerasvae.training.guard import Remedied
+from kerasvae.training.remedied import Remedied
 from kerasvae.training.remedy import Condition, Remedy, prescribe, replayed
 from kerasvae.training.schedules import Constant, Linear
 

@@ -81,6 +81,29 @@ def test_linear_start_is_probabilistic_pca():
     assert np.mean(elbo) == pytest.approx(np.mean(marginal), rel=2e-3)
 
 
+@pytest.mark.parametrize("refine", [(), (4,)])
+def test_what_lies_outside_the_box_of_the_mask_costs_nothing_and_counts_for_nothing(refine, tmp_path):
+    images = np.zeros((30, 9, 8, 7), "f4")
+    images[:, 3:6, 0:4, 2:5] = RNG.standard_normal((30, 3, 4, 3))
+    mask = images[0] != 0
+    core = fit_core(images, 2, mask)
+    networks = linear_start(None, None, core, mask, refine=refine)
+    # the box and a voxel around it, within the grid: 5 × 5 × 5
+    assert networks[0].get_layer("linear_encoder").get_weights()[0].shape == (125, 2)
+    assert networks[1].get_layer("linear_decoder").get_weights()[0].shape == (2, 125)
+    model = VAE(*networks, likelihood=NormalLikelihood(mask=mask))
+    expected = core.mean + (images[:, mask] - core.mean) @ core.axes.T @ (
+        (1 - core.noise_variance / core.eigenvalues)[:, None] * core.axes
+    )
+    made = model.reconstruct(images)
+    np.testing.assert_allclose(made[:, mask], expected, atol=1e-5)
+    np.testing.assert_array_equal(made[:, ~mask], 0)
+    noisy = np.where(mask, images, 1e3).astype("f4")
+    np.testing.assert_array_equal(model.reconstruct(noisy), made)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras").reconstruct(images), made)
+
+
 def test_components_beyond_the_people_stay_inactive():
     images = ppca_data(people=6)
     core = fit_core(images, 10)

@@ -9,8 +9,7 @@ from scipy.signal import correlate
 
 from kerasvae import VAE, NormalLikelihood
 from kerasvae.errors import ArgumentError, RecipeError
-from kerasvae.networks import Refine, SmoothPrior, fit_core, left_out_cores, linear_start, use_core
-from kerasvae.networks.refine import box_of
+from kerasvae.networks import Refine, SmoothPrior, fit_core, linear_start, use_core
 from kerasvae.training.build import build_model
 from kerasvae.training.callbacks import Schedules
 from kerasvae.training.cross_fit import CrossFit
@@ -21,6 +20,7 @@ SHAPE = (6, 7, 5)
 MASK = np.zeros(SHAPE, bool)
 MASK[1:5, 2:6, 1:4] = True
 MASK[1, 2, 1] = False
+BOXED = MASK[:, 1:7]
 
 
 def people(count=24, shape=SHAPE, rank=4, seed=0):
@@ -31,8 +31,13 @@ def people(count=24, shape=SHAPE, rank=4, seed=0):
     ).astype("f4")
 
 
+def bias_of(decoder):
+    """The mean image of the decoder's line, in the mask; the line ends in the mask's box and a voxel around it."""
+    return decoder.get_layer("linear_decoder").get_weights()[1].reshape(BOXED.shape)[BOXED]
+
+
 def made(filters=(4, 3), seed=1):
-    layer = Refine(SHAPE, box_of(MASK), filters, activation="relu")
+    layer = Refine(SHAPE, filters, activation="relu")
     layer.build((None, *SHAPE))
     rng = np.random.default_rng(seed)
     mean, stddev = rng.standard_normal(SHAPE).astype("f4"), rng.uniform(0.5, 2, SHAPE).astype("f4")
@@ -43,23 +48,21 @@ def made(filters=(4, 3), seed=1):
 
 
 def by_hand(layer, mean, stddev, x):
-    """The same by scipy, voxel by voxel sums over the whole grid, zeros outside the box."""
+    """The same by scipy, voxel by voxel sums over the whole grid, zeros around it."""
     unit = stddev[MASK].mean()
     deviation = np.where(MASK, (x - mean) / unit, 0)
     relative = np.where(MASK, stddev / unit, 0)
     contrast = np.where(MASK, (mean - mean[MASK].mean()) / mean[MASK].std(), 0)
-    box = tuple(slice(a, b) for a, b in box_of(MASK))
-    maps = np.stack([deviation, deviation / (relative + 0.05), contrast, relative, MASK])[(slice(None), *box)]
-    (w, b), (w2, b2), (w3, b3) = ([np.asarray(v) for v in each.weights] for each in (*layer.hidden, layer.last))
+    maps = np.stack([deviation, deviation / (relative + 0.05), contrast, relative, MASK])
+    layers = (layer.first, *layer.hidden, layer.last)
+    (w, b), (w2, b2), (w3, b3) = ([np.asarray(v) for v in each.weights] for each in layers)
     hidden = [
         sum(correlate(maps[i], w[..., i, o], mode="same", method="direct") for i in range(5)) + b[o] for o in range(4)
     ]
     hidden = np.maximum(hidden, 0)
-    hidden = np.maximum(np.einsum("ixyz,io->oxyz", hidden, w2[0, 0, 0]) + b2[:, None, None, None], 0)
-    correction = np.einsum("ixyz,io->xyz", hidden, w3[0, 0, 0]) + b3
-    result = x.astype(float).copy()
-    result[box] += correction * MASK[box] * unit
-    return result
+    hidden = np.maximum(np.einsum("ixyz,io->oxyz", hidden, w2) + b2[:, None, None, None], 0)
+    correction = np.einsum("ixyz,io->xyz", hidden, w3) + b3
+    return x + correction * MASK * unit
 
 
 def test_a_correction_is_that_of_two_layers_by_hand():
@@ -101,11 +104,10 @@ def test_a_refinement_that_cannot_be(arguments, says):
 @pytest.mark.parametrize("mirror", [False, True])
 def test_the_core_without_a_fold_is_pca_of_the_others(mirror):
     images = people()
-    core = fit_core(images, 3, MASK, mirror=mirror)
-    found = left_out_cores(images, core, MASK, folds=4)
+    found = fit_core(images, 3, MASK, mirror=mirror, cross_fit=True).left_out
     rows = np.concatenate([fold.rows for fold in found])
     np.testing.assert_array_equal(np.sort(rows), np.arange(len(images)))
-    assert len(found) == 4
+    assert len(found) == 5
     for fold in found:
         others = np.delete(images, fold.rows, axis=0)
         centred = others - others.mean(0)
@@ -117,17 +119,22 @@ def test_the_core_without_a_fold_is_pca_of_the_others(mirror):
         np.testing.assert_allclose(abs(fold.core.axes @ expected.T), np.eye(3), atol=1e-3)
 
 
+def test_a_core_that_knows_everyone_cannot_cross_fit():
+    with pytest.raises(ArgumentError, match="cross_fit=True"):
+        CrossFit(fit_core(people(), 2, MASK), MASK, 8)
+
+
 def test_a_group_is_left_out_as_a_whole():
     images, names = people(), np.repeat([f"sub-{i}" for i in range(12)], 2)
-    for fold in left_out_cores(images, fit_core(images, 2, MASK), MASK, groups=names):
+    for fold in fit_core(images, 2, MASK, groups=names, cross_fit=True).left_out:
         assert not set(names[fold.rows]) & set(np.delete(names, fold.rows))
 
 
 def test_codes_of_a_fold_are_turned_towards_those_of_all():
     images = people()
-    core = fit_core(images, 4, MASK)
+    core = fit_core(images, 4, MASK, cross_fit=True)
     scale = np.sqrt(core.eigenvalues - core.noise_variance)[:, None]
-    for fold in left_out_cores(images, core, MASK):
+    for fold in core.left_out:
         turn = fold.core.rotation
         np.testing.assert_allclose(turn @ turn.T, np.eye(4), atol=1e-5)
         distance = np.linalg.norm(turn @ (scale * fold.core.axes) - scale * core.axes)
@@ -137,11 +144,11 @@ def test_codes_of_a_fold_are_turned_towards_those_of_all():
 
 def test_another_core_is_put_in_and_the_first_put_back():
     images = people()
-    core = fit_core(images, 3, MASK)
+    core = fit_core(images, 3, MASK, cross_fit=True)
     encoder, decoder = linear_start(None, None, core, MASK, refine=(4,))
     model = VAE(encoder, decoder, likelihood=NormalLikelihood(mask=MASK))
     before = model.reconstruct(images)
-    fold = left_out_cores(images, core, MASK)[0]
+    fold = core.left_out[0]
     use_core(encoder, decoder, fold.core, MASK)
     x = images[:, MASK]
     axes = fold.core.axes.astype(float)
@@ -161,13 +168,12 @@ def test_a_start_without_networks_needs_a_shape():
 
 def test_each_person_is_met_with_a_core_that_does_not_know_them():
     images = people(17)
-    core = fit_core(images, 2, MASK)
-    folds = left_out_cores(images, core, MASK)
+    core = fit_core(images, 2, MASK, cross_fit=True)
     encoder, decoder = linear_start(None, None, core, MASK, refine=(4,))
     model = VAE(encoder, decoder, likelihood=NormalLikelihood(mask=MASK))
     model.compile(keras.optimizers.Adam(1e-2))
-    cross_fit = CrossFit(core, folds, MASK, batch_size=3)
-    means = {fold.core.mean.tobytes(): set(fold.rows) for fold in folds}
+    cross_fit = CrossFit(core, MASK, batch_size=3)
+    means = {fold.core.mean.tobytes(): set(fold.rows) for fold in core.left_out}
     data = cross_fit.dataset(images, epochs=2, seed=5)
     batches = [set(batch["row"].numpy().tolist()) for batch in data]
     assert len(batches) == 2 * len(cross_fit.fold_of_batch)
@@ -175,11 +181,11 @@ def test_each_person_is_met_with_a_core_that_does_not_know_them():
 
     class Watch(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
-            bias = self.model.decoder.get_layer("linear_decoder").get_weights()[1].reshape(SHAPE)[MASK]
+            bias = bias_of(self.model.decoder)
             seen.append(means[bias.tobytes()])
 
         def on_test_begin(self, logs=None):
-            bias = self.model.decoder.get_layer("linear_decoder").get_weights()[1].reshape(SHAPE)[MASK]
+            bias = bias_of(self.model.decoder)
             np.testing.assert_array_equal(bias, core.mean)
 
     model.fit(
@@ -196,7 +202,7 @@ def test_each_person_is_met_with_a_core_that_does_not_know_them():
         assert batch <= known_to_be_left_out
     for epoch in np.split(np.array([len(batch) for batch in batches]), 2):
         assert epoch.sum() == 17
-    np.testing.assert_array_equal(decoder.get_layer("linear_decoder").get_weights()[1].reshape(SHAPE)[MASK], core.mean)
+    np.testing.assert_array_equal(bias_of(decoder), core.mean)
 
 
 def test_a_correction_that_is_there_is_learned_and_helps_new_people():
@@ -206,7 +212,7 @@ def test_a_correction_that_is_there_is_learned_and_helps_new_people():
     line = np.tensordot(rng.standard_normal((90, 2)), axes, 1)
     images = (line + line**2 / 4 + 0.05 * rng.standard_normal(line.shape)).astype("f4")
     learn, new = images[:60], images[60:]
-    core = fit_core(learn, 2, MASK)
+    core = fit_core(learn, 2, MASK, cross_fit=True)
     encoder, decoder = linear_start(None, None, core, MASK, refine=(8, 8))
     likelihood = NormalLikelihood(mask=MASK)
     likelihood.set_sigma(core.noise_variance**0.5)
@@ -214,7 +220,7 @@ def test_a_correction_that_is_there_is_learned_and_helps_new_people():
     model.compile(keras.optimizers.Adam(1e-2))
     error = lambda: np.square(model.reconstruct(new) - new)[:, MASK].mean()  # noqa: E731
     before = error()
-    cross_fit = CrossFit(core, left_out_cores(learn, core, MASK), MASK, 8)
+    cross_fit = CrossFit(core, MASK, 8)
     steps = len(cross_fit.fold_of_batch)
     data = cross_fit.dataset(learn, epochs=20)
     keras.utils.set_random_seed(0)
@@ -248,10 +254,9 @@ def test_nothing_is_refined_without_a_linear_start():
 
 def test_a_core_with_a_belief_leaves_people_out_too():
     images = people(20)
-    core = fit_core(images, 3, MASK, prior=SmoothPrior("variance", 8.0, 0.5), spacing_mm=(4.0, 4.0, 4.0))
-    folds = left_out_cores(images, core, MASK, spacing_mm=(4.0, 4.0, 4.0))
-    plain = left_out_cores(images, core._replace(priors=()), MASK)
-    for fold, other in zip(folds, plain, strict=True):
+    options = {"prior": SmoothPrior("variance", 8.0, 0.5), "spacing_mm": (4.0, 4.0, 4.0)}
+    core, plain = (fit_core(images, 3, MASK, cross_fit=True, **each) for each in (options, {}))
+    for fold, other in zip(core.left_out, plain.left_out, strict=True):
         np.testing.assert_allclose(fold.core.axes @ fold.core.axes.T, np.eye(3), atol=1e-3)
         angle = np.linalg.svd(fold.core.axes @ other.core.axes.T)[1]
         assert angle.min() < 0.999  # the belief has a say

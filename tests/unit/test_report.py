@@ -387,7 +387,7 @@ def test_what_the_guard_found_is_told_with_its_remedy(tmp_path):
     from dataclasses import replace
 
     from kerasvae.metrics import Diagnosis, Figures
-    from kerasvae.training.guard import Entry
+    from kerasvae.training.entry import Entry
     from kerasvae.training.remedy import Remedy
     from kerasvae.training.run import write_json
 

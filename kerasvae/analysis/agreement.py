@@ -1,0 +1,76 @@
+"""Did several trainings find the same latent space? Their codes of the same people, two by two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kerasvae.analysis import contents
+from kerasvae.errors import ArgumentError, RunError
+from kerasvae.metrics import Agreement, stability
+
+__all__ = ["Agreements", "agreement_of"]
+
+FEWEST = 12
+"""People below which an alignment fitted to half of them says nothing about the others."""
+
+
+class Agreements(NamedTuple):
+    """How far the latent spaces of several runs agree.
+
+    Attributes:
+        pairs: One for each pair of runs.
+        people: How many people they were judged on.
+        new: Whether these are test people in every run; else some run learned from them.
+    """
+
+    pairs: list[Agreement]
+    people: int
+    new: bool
+
+    def describe(self) -> str:
+        """Whom the figures are of, as a sentence."""
+        if self.new:
+            return f"On {self.people} people, test people in every run."
+        return (
+            f"On {self.people} people, some of whom a run has learned from: agreement on them may be memory. Runs with "
+            f"{FEWEST} test people in common say more."
+        )
+
+
+def agreement_of(runs: Sequence[Path], *, permutations: int = 100) -> Agreements:
+    """Compare the codes in the latents.tsv of run folders; of a person with several visits the first.
+
+    Judged on test people that all runs have in common; where they are fewer than twelve, on all people in common.
+
+    Args:
+        runs: Run folders, two or more.
+        permutations: See `kerasvae.metrics.stability`.
+
+    Raises:
+        ArgumentError: With fewer than two runs.
+        RunError: If a run is not finished, or has too few people in common with the others.
+    """
+    if len(runs) < 2:
+        raise ArgumentError("RUN", rule="be two run folders or more", got=len(runs), fix="Name the others, too")
+    tables, tested = [], []
+    for run in runs:
+        size = contents.read_json(run / "metrics.json").get("latent_size", 0)
+        codes = contents.read_codes(run / "latents.tsv", size)
+        if not codes.scans or not np.isfinite(codes.means).all():
+            raise RunError(run, rule="hold a finished run with codes", got="no latents.tsv", fix="Train it to its end")
+        first = {person: row for row, (person, _) in reversed(list(enumerate(codes.scans)))}
+        tables.append({person: codes.means[row] for person, row in first.items()})
+        tested.append({person for person, row in first.items() if codes.roles[row] == "test"})
+    common = sorted(set.intersection(*map(set, tables)))
+    new = [person for person in common if all(person in test for test in tested)]
+    people = new if len(new) >= FEWEST else common
+    if len(people) < FEWEST:
+        raise RunError(
+            "The runs", rule=f"have {FEWEST} people in common", got=len(people), fix="Compare runs on one cohort"
+        )
+    pairs = stability([[table[person] for person in people] for table in tables], permutations=permutations)
+    return Agreements(pairs, len(people), people is new)
