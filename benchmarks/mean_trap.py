@@ -33,6 +33,7 @@ from kerasvae.training.run import Run, model_inputs
 from kerasvae.training.textbook import textbook
 
 RECIPES = {"T1": "t1-4mm", "GM": "gm-4mm"}
+TEXTBOOK = "textbook"
 FOLDS = 5
 SEEDS = 3
 DRAWS = 50
@@ -59,17 +60,17 @@ def run(
         work: Where run folders and figures are kept, to go on from after an interruption.
         epochs: In the place of the recipes'; rows are then not those of the recipes.
         seeds: Trainings of each fold.
-        only: T1 or GM alone.
+        only: T1, GM, or the textbook's recipe alone.
     """
-    if only not in (None, *RECIPES):
-        raise ValueError(f"--only must be one of {', '.join(RECIPES)}; got {only!r}")
+    if only not in (None, *RECIPES, TEXTBOOK):
+        raise ValueError(f"--only must be one of {', '.join((*RECIPES, TEXTBOOK))}; got {only!r}")
     rows: list[dict[str, Any]] = []
     for name, recipe in RECIPES.items():
-        if only not in (None, name):
-            continue
         settings = [] if epochs is None else [f"training.epochs={epochs}"]
-        rows += _rows(name, [people_of(folder, work, recipe, seed, settings=settings) for seed in range(seeds)])
-        rows += _textbook_rows(folder, work, name, recipe)
+        if only in (None, name):
+            rows += _rows(name, [people_of(folder, work, recipe, seed, settings=settings) for seed in range(seeds)])
+        if only in (None, TEXTBOOK):
+            rows += _textbook_rows(folder, work, name, recipe)
     versions = {package: version(package) for package in PACKAGES}
     return [row | {"versions": versions} for row in rows]
 
