@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kerasvae.covariates import Covariate
 from kerasvae.errors import BundleError
+from kerasvae.scoring import Reference
 from kerasvae.storage import atomic_path
 
 __all__ = [
@@ -63,22 +64,6 @@ class Tensor(_Part):
     shape: tuple[int, ...]
     dtype: str = "float32"
     meaning: str
-
-
-class Reference(_Part):
-    """How the people of one role score, so that a new scan can be placed among them.
-
-    Args:
-        role: The role of these people; weights were not fitted to them.
-        people: Their number.
-        residual: Root mean squared difference between image and reconstruction over the mask, in model units, sorted.
-        latent_distance: Root mean squared latent mean, in prior standard deviations, sorted.
-    """
-
-    role: str
-    people: int
-    residual: tuple[float, ...]
-    latent_distance: tuple[float, ...]
 
 
 class Manifest(_Part):
@@ -162,8 +147,9 @@ class Bundle:
         """Arrays of a simulated subject, made by the Keras model at export.
 
         `raw` and `raw_affine` (a scan before preprocessing, where the bundle has a pipeline), `image` (1, *data_shape),
-        `covariates` (1, k) where the model takes them, the encoder's outputs by name (1, …), `z` (1, d), and
-        `reconstruction` (1, *data_shape).
+        `covariates` (1, k) where the model takes them, the encoder's outputs by name (1, …), `z` (1, d),
+        `reconstruction` (1, *data_shape) and, where the bundle has a reference, the scores of `kerasvae.scoring` and
+        their percentiles, (1,).
 
         Raises:
             BundleError: If the file cannot be read.

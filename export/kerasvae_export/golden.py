@@ -1,18 +1,20 @@
 """The golden case: a subject that never lived, and what the Keras model makes of it.
 
-The subject is a draw from the prior, decoded: an image like those the model knows, for any modality and grid. It is
-put on a lattice of its own, so that the whole preprocessing has work to do when it is read back.
+The subject is a draw from the prior, decoded: an image like those the model knows, for any modality and grid. Where the
+draw breaks the alignment contract, it is moved towards the mean of many draws until it keeps it. It is put on a lattice
+of its own, so that the whole preprocessing has work to do when it is read back.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kerasvae.covariates import Covariates
-from kerasvae.errors import BundleError
+from kerasvae.errors import BundleError, VolumeError
 from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline, RangeIntensity, Scaling, resample
 from kerasvae.types import Array, Grid, Volume
@@ -20,6 +22,11 @@ from kerasvae.types import Array, Grid, Volume
 __all__ = ["distance_from_training", "golden_case", "made_up"]
 
 SEED = 152
+DRAWS = 32
+PARTS = (1.0, 0.5, 0.25, 0.0)
+"""Of the draw in what is tried in turn; the rest is the mean of many."""
+OFFSETS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Of the darkest voxel of a brain over its background, in standard deviations of its voxels."""
 TOO_CLOSE = 0.2
 """An image nearer to a training image than this part of that image's distance from the mean is refused."""
 
@@ -30,24 +37,45 @@ def golden_case(model: VAE, pipeline: Pipeline | None) -> dict[str, Any]:
     drawn = model.sample(1, seed=SEED, **typical)
     arrays: dict[str, Any] = {}
     if pipeline is not None:
-        own = _own_grid(pipeline)
-        inside = 1.0 if pipeline.mask is None else pipeline.mask
-        raw = resample(_in_image_units(drawn[0], pipeline) * inside, pipeline.grid.matrix, own)
-        arrays = {"raw": raw, "raw_affine": own.matrix}
-        drawn = pipeline.apply(Volume(raw, own.matrix), check=False)[None]
+        raw = _scan(drawn[0], _mean(model, typical), pipeline)
+        arrays = {"raw": raw.data, "raw_affine": raw.affine}
+        drawn = pipeline.apply(raw, check=False)[None]
     codes = model.encode({"image": drawn, **typical})
     center = np.asarray(model.posterior.center(codes))
     reconstruction = model.decode(center, **typical)
     return {**arrays, "image": drawn, **typical, **codes, "z": center, "reconstruction": reconstruction}
 
 
-def _in_image_units(drawn: Array, pipeline: Pipeline) -> Array:
-    """An image that the pipeline's intensity step would turn into the drawn one."""
+def _mean(model: VAE, typical: dict[str, Any]) -> Array:
+    """The mean of many draws."""
+    rows = {name: np.repeat(value, DRAWS, axis=0) for name, value in typical.items()}
+    return model.sample(DRAWS, seed=SEED + 1, **rows).mean(axis=0)
+
+
+def _scan(drawn: Array, mean: Array, pipeline: Pipeline) -> Volume:
+    """The draw as a scan, moved towards the mean as far as the alignment contract asks for it."""
+    own, inside = _own_grid(pipeline), 1.0 if pipeline.mask is None else pipeline.mask
+    scans = []
+    for part, offset in product(PARTS, OFFSETS):
+        image = _in_image_units(part * drawn + (1 - part) * mean, pipeline, offset) * inside
+        scans.append(Volume(resample(image, pipeline.grid.matrix, own), own.matrix))
+        try:
+            pipeline.apply(scans[-1])
+        except VolumeError:
+            continue
+        return scans[-1]
+    return scans[0]  # a model that cannot draw what it takes: its scan is of use without the contract only
+
+
+def _in_image_units(drawn: Array, pipeline: Pipeline, offset: float) -> Array:
+    """An image that the pipeline's intensity step would turn into the drawn one.
+
+    z-scores and percentiles forget the unit and the level; a brain stands out from the background by one of `OFFSETS`.
+    """
     if isinstance(pipeline.intensity, RangeIntensity):
         low, high = pipeline.intensity.low, pipeline.intensity.high
         return Scaling(low, high - low, clip=False).invert(np.clip(drawn, 0, 1) if pipeline.intensity.clip else drawn)
-    # z-scores and percentiles forget the unit; but an image has no negative intensity
-    return drawn - drawn.min()
+    return drawn - drawn.min() + offset * drawn.std()
 
 
 def _typical(model: VAE) -> dict[str, Any]:

@@ -13,7 +13,7 @@ __all__ = ["write_saved_model"]
 
 
 def write_saved_model(made: dict[str, Graph], folder: Path) -> None:
-    """Write the signatures ``encode`` (also as ``serving_default``), ``decode`` and ``reconstruct``.
+    """Write each function as a signature of its name, ``encode`` also as ``serving_default``.
 
     Args:
         made: From `kerasvae_export.graphs.graphs`. The variables that they use are stored, no others.

@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasvae.bundle import DECODER, ENCODER, GOLDEN, MANIFEST, Manifest, Reference, Tensor, write_manifest
+from kerasvae.bundle import DECODER, ENCODER, GOLDEN, MANIFEST, Manifest, Tensor, write_manifest
 from kerasvae.covariates import FEWEST
 from kerasvae.errors import ArgumentError, BundleError
 from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline
+from kerasvae.scoring import SCORES, Reference, distance, percentiles, shrunk_precision
 from kerasvae.storage import atomic_path
 from kerasvae.training.run import Run, load_run, model_inputs
 from kerasvae_export.card import model_card
 from kerasvae_export.golden import distance_from_training, golden_case, made_up
 from kerasvae_export.graphs import graphs
-from kerasvae_export.onnx import OPSET, write_onnx
+from kerasvae_export.onnx import OPSET, decoder_graph, encoder_graph, write_onnx
 from kerasvae_export.parity import TOLERANCE, onnx_differences, saved_model_differences
 from kerasvae_export.saved_model import write_saved_model
 
@@ -45,6 +46,7 @@ def export(
     train_images: NDArray[np.float32] | None = None,
     reference: Any = None,
     reference_role: str = "calibration",
+    learned_codes: NDArray[np.float32] | None = None,
     metrics: dict[str, Any] | None = None,
     cohort: dict[str, Any] | None = None,
 ) -> Path:
@@ -61,6 +63,8 @@ def export(
         reference: Preprocessed images of people the weights were not fitted to, with covariates where the model takes
             them (see `VAE`); their scores are recorded.
         reference_role: Their role.
+        learned_codes: Codes that stand for the training people, (n, d): what distances in latent space are taken from.
+            By default they are taken from the standard normal distribution.
         metrics: Figures on the test people, for manifest and model card.
         cohort: Summary of the cohort, for manifest and model card.
 
@@ -75,16 +79,19 @@ def export(
     _check_arguments(final, name, version)
     arrays = golden_case(model, pipeline)
     made = made_up(model, arrays["image"])
-    distance = None if train_images is None else distance_from_training(made, train_images)
-    functions = graphs(model)
+    nearest = None if train_images is None else distance_from_training(made, train_images)
+    placed = _reference(model, reference, reference_role, learned_codes)
+    if placed is not None:
+        arrays |= _golden_scores(model, arrays, placed)
+    functions = graphs(model, pipeline, placed)
     digest = weights_digest(model)
     with atomic_path(final, seal=MANIFEST) as folder:
         folder.mkdir()
         np.savez_compressed(folder / GOLDEN, **arrays)
         write_saved_model(functions, folder / "saved_model" / str(version))
         metadata = _metadata(name, version, pipeline, digest)
-        write_onnx(functions["encode"], folder / ENCODER, metadata)
-        write_onnx(functions["decode"], folder / DECODER, metadata)
+        write_onnx(encoder_graph(model, functions["encode"]), folder / ENCODER, metadata)
+        write_onnx(decoder_graph(model, functions["decode"]), folder / DECODER, metadata)
         parity = onnx_differences(folder, arrays) | saved_model_differences(
             folder / "saved_model" / str(version), arrays
         )
@@ -114,8 +121,8 @@ def export(
             parity=parity,
             metrics=metrics or {},
             cohort=cohort or {},
-            reference=_reference(model, pipeline, reference, reference_role),
-            golden_distance=distance,
+            reference=placed,
+            golden_distance=nearest,
         )
         (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
         write_manifest(folder, manifest)
@@ -147,6 +154,7 @@ def export_run(
         train_images=_images(run, *learned),
         reference=reference,
         reference_role=role,
+        learned_codes=None if reference is None else _codes(run, *learned),
         metrics=run.metrics,
         cohort=_cohort(run),
     )
@@ -218,23 +226,51 @@ def _refuse_disagreement(parity: dict[str, float]) -> None:
         )
 
 
-def _reference(model: VAE, pipeline: Pipeline | None, given: Any, role: str) -> Reference | None:
+def _reference(model: VAE, given: Any, role: str, learned: NDArray[np.float32] | None) -> Reference | None:
+    """Scores of people whom no weight was fitted to; distances from those who were learned from."""
     if given is None:
         return None
-    inputs = model.checked(given)
-    images = inputs["image"]
-    inside = np.ones(model.data_shape, bool) if pipeline is None or pipeline.mask is None else pipeline.mask
-    residual = np.sqrt(np.square(images - model.reconstruct(inputs))[:, inside].mean(axis=1, dtype=np.float64))
-    codes = model.posterior.center(model.encode(inputs))
-    distance = np.sqrt(np.square(np.asarray(codes, np.float64)).mean(axis=1))
-    return Reference(role=role, people=len(images), residual=_ranked(residual), latent_distance=_ranked(distance))
+    found = model.score(given)
+    center, precision = np.zeros(model.latent_size), np.eye(model.latent_size)
+    if learned is not None:
+        center, precision = shrunk_precision(learned)
+    plain = (model.posterior.kind, model.prior.kind, model.likelihood.kind) == ("normal", "standard_normal", "normal")
+    sigma = model.likelihood.numbers().get("sigma") if plain and model.likelihood.scale != "per_voxel" else None
+    return Reference(
+        role=role,
+        people=len(found["residual"]),
+        surprise=_ranked(found["surprise"]),
+        residual=_ranked(found["residual"]),
+        distance=_ranked(distance(found["center"], center, precision)),
+        center=_rounded(center),
+        precision=tuple(_rounded(row) for row in precision),
+        sigma=None if sigma is None else float(sigma),
+    )
 
 
-def _ranked(values: NDArray[np.float64]) -> tuple[float, ...]:
+def _golden_scores(model: VAE, golden: dict[str, Any], reference: Reference) -> dict[str, NDArray[np.float32]]:
+    """What the signature ``score`` shall give, by numpy."""
+    found = model.score({name: golden[name] for name in model.input_names})
+    found["distance"] = distance(found.pop("center"), reference.center, reference.precision).astype(np.float32)
+    places = {f"{name}_percentile": percentiles(found[name], getattr(reference, name)) for name in SCORES}
+    return found | {name: place.astype(np.float32) for name, place in places.items()}
+
+
+def _ranked(values: NDArray[Any]) -> tuple[float, ...]:
     ranked = np.sort(values)
     if len(ranked) > MOST_SCORES:
         ranked = np.quantile(ranked, np.linspace(0, 1, MOST_SCORES))
-    return tuple(float(f"{value:.6g}") for value in ranked)
+    return _rounded(ranked)
+
+
+def _rounded(values: NDArray[Any]) -> tuple[float, ...]:
+    return tuple(float(f"{value:.7g}") for value in values)
+
+
+def _codes(run: Run, *roles: str) -> NDArray[np.float32]:
+    """Codes that stand for the people of these roles."""
+    scans = run.cohort.scans_of(run.split, *roles)
+    return run.model.score(model_inputs(run.model, scans, run.store.load(scans)))["center"]
 
 
 def _images(run: Run, *roles: str) -> NDArray[np.float32] | None:

@@ -164,6 +164,16 @@ class ArrayMethods(Core):
         """
         return log_evidence(self, self.likely(x), samples, chunk=chunk, seed=seed)
 
+    def score(self, x: Any, batch_size: int = 8) -> dict[str, NDArray[np.float32]]:
+        """How unusual each subject is: ``surprise`` (nats) and ``residual``, (n,), and the code ``center``, (n, d).
+
+        Deterministic; see `kerasvae.scoring`.
+        """
+        parts = [
+            self.score_tensors(*(batch[name] for name in self.input_names)) for batch in self._batches(x, batch_size)
+        ]
+        return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
+
     def residual_terms(self, x: Any, batch_size: int = 8) -> tuple[NDArray, NDArray, NDArray]:
         """log-likelihood, cost (see `VAE.cost`) and the likelihood's residual of each subject, each (n,).
 

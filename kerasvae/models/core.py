@@ -23,6 +23,7 @@ from kerasvae.distributions import (
     StandardNormalPrior,
     closed_kl,
 )
+from kerasvae.distributions.base import sum_over_event
 from kerasvae.errors import ArgumentError
 from kerasvae.models.coding import Coding
 from kerasvae.models.compatibility import check_combination
@@ -160,6 +161,27 @@ class Core(keras.Model):
         """The mean image of each code: float32 (batch, *data_shape); covariates in their units, (B, k)."""
         return self.likelihood.mean(self._decoded(z, self._condition(covariates)))
 
+    def score_tensors(self, image: tf.Tensor, covariates: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+        """How unusual each subject is, float32 (B,): ``surprise`` and ``residual``; see `kerasvae.scoring`.
+
+        With them ``center``, the code that stands for the subject, (B, d).
+        """
+        condition = self._condition(covariates)
+        encoded = self._encoded(image, condition)
+        center = self.posterior.center(self.outputs(encoded))
+        decoded = self._decoded(center, condition)
+        surprise = -self.likelihood.log_prob(image, decoded)
+        known = self.divergence(encoded, self._context(condition), None)
+        difference = image - tf.reshape(self.likelihood.mean(decoded), tf.shape(image))
+        if (mask := self.likelihood.mask) is not None:
+            difference = tf.where(mask, difference, 0.0)
+        squares = sum_over_event(tf.square(difference)) / self.likelihood.count(image)
+        return {
+            "surprise": surprise if known is None else surprise + known[0],
+            "residual": tf.sqrt(squares),
+            "center": center,
+        }
+
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
         """The deterministic reconstruction, (batch, *data_shape)."""
         given = self.inputs_of(inputs)
@@ -195,7 +217,7 @@ class Core(keras.Model):
         return Context(condition=condition, posterior=self.posterior, encode=self._encoded)
 
     def divergence(
-        self, encoded: tf.Tensor, context: Context, z: tf.Tensor
+        self, encoded: tf.Tensor, context: Context, z: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor | None] | None:
         """KL(q ‖ p) in closed form, and its part in each dimension where it is a sum; None where there is none."""
         return closed_kl(self.posterior, self.parameters(encoded), self.prior, context, z)

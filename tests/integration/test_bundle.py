@@ -14,6 +14,7 @@ import pytest
 from kerasvae import VAE, Pipeline, dense_decoder, dense_encoder, load_recipe
 from kerasvae.bundle import file_hashes, read_bundle
 from kerasvae.errors import AlignmentError, ArgumentError, BundleError, VolumeError
+from kerasvae.scoring import SCORES, distance, normal_surprise, percentiles
 from kerasvae.training.train import train
 from kerasvae.types import Grid
 from kerasvae_export import export, export_run, verify
@@ -71,10 +72,13 @@ def test_bundle_holds_what_it_says(run, exported):
     assert {"MODEL_CARD.md", "encoder.onnx", "decoder.onnx", "golden.npz", "saved_model/3/saved_model.pb"} <= set(
         manifest.sha256
     )
-    assert set(manifest.parity) == {
-        "onnx/mean", "onnx/stddev", "onnx/reconstruction", "saved_model/encode/mean", "saved_model/encode/stddev",
-        "saved_model/decode/reconstruct" "ion", "saved_model/reconstruct/reconstruction",
+    signatures = {
+        "encode": ["mean", "stddev"], "encode_nifti": ["mean", "stddev"], "decode": ["reconstruction"],
+        "reconstruct": ["reconstruction"], "score": [*SCORES, *(f"{name}_percentile" for name in SCORES)],
     }  # fmt: skip
+    assert set(manifest.parity) == {"onnx/mean", "onnx/stddev", "onnx/reconstruction"} | {
+        f"saved_model/{signature}/{name}" for signature, names in signatures.items() for name in names
+    }
     assert f"{run.metrics['explained_variance_pca']:.3f}" in (exported / "MODEL_CARD.md").read_text()
 
 
@@ -112,10 +116,36 @@ def test_saved_model_signatures_have_names(exported):
     import tensorflow as tf
 
     signatures = tf.saved_model.load(str(exported / "saved_model" / "3")).signatures
-    assert set(signatures) == {"encode", "decode", "reconstruct", "serving_default"}
+    assert set(signatures) == {"encode", "decode", "encode_nifti", "reconstruct", "score", "serving_default"}
     assert set(signatures["serving_default"].structured_outputs) == {"mean", "stddev"}
     assert set(signatures["decode"].structured_input_signature[1]) == {"z"}
     assert signatures["encode"].structured_input_signature[1]["image"].shape[0] is None
+
+
+def test_files_are_encoded_and_scans_scored_by_the_saved_model(run, exported):
+    import tensorflow as tf
+
+    signatures = tf.saved_model.load(str(exported / "saved_model" / "3")).signatures
+    scans = run.cohort.scans[:3]
+    volumes = np.stack([run.pipeline.apply(scan.path) for scan in scans])
+    expected = run.model.encode(volumes)
+    files = tf.constant([Path(scan.path).read_bytes() for scan in scans])
+    for name, value in signatures["encode_nifti"](nifti=files).items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-4)
+    reference = read_bundle(exported).manifest.reference
+    found = {name: value.numpy() for name, value in signatures["score"](image=tf.constant(volumes)).items()}
+    surprise = normal_surprise(
+        volumes, run.model.reconstruct(volumes), **expected, sigma=reference.sigma, mask=run.pipeline.mask
+    )
+    np.testing.assert_allclose(found["surprise"], surprise, rtol=1e-4)
+    np.testing.assert_allclose(
+        found["distance"], distance(expected["mean"], reference.center, reference.precision), rtol=1e-4
+    )
+    for name in SCORES:
+        places = percentiles(found[name], getattr(reference, name))
+        np.testing.assert_allclose(found[f"{name}_percentile"], places, atol=1e-3)
+    strange = found["surprise"].max() < signatures["score"](image=tf.constant(volumes[:1, ::-1] * 2))["surprise"]
+    assert bool(strange)
 
 
 def test_an_altered_file_is_found_and_refused(bundle):

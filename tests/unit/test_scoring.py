@@ -1,0 +1,69 @@
+"""Scores against scipy and scikit-learn, and the model's against the closed form of its parts."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.covariance import LedoitWolf
+
+from kerasvae import VAE, NormalLikelihood, dense_decoder, dense_encoder
+from kerasvae.distributions import BernoulliLikelihood
+from kerasvae.errors import ArgumentError
+from kerasvae.scoring import distance, normal_surprise, percentiles, residual, shrunk_precision
+
+RNG = np.random.default_rng(6)
+
+
+@pytest.mark.parametrize("people", [4, 20, 400])
+def test_the_covariance_is_shrunk_as_scikit_learn_shrinks_it(people):
+    codes = RNG.standard_normal((people, 7)) @ RNG.standard_normal((7, 7))
+    peer = LedoitWolf().fit(codes)
+    center, precision = shrunk_precision(codes)
+    np.testing.assert_allclose(center, peer.location_)
+    np.testing.assert_allclose(precision, peer.precision_, rtol=1e-8)
+    np.testing.assert_allclose(distance(codes, center, precision) ** 2, peer.mahalanobis(codes), rtol=1e-8)
+
+
+def test_codes_that_do_not_vary_or_are_nobodys():
+    center, precision = shrunk_precision(np.ones((5, 3)))
+    np.testing.assert_array_equal(precision, np.eye(3))
+    np.testing.assert_array_equal(center, 1)
+    for codes in (np.ones((1, 3)), np.full((4, 2), np.nan), np.ones(4)):
+        with pytest.raises(ArgumentError, match="two people"):
+            shrunk_precision(codes)
+
+
+def test_percentiles_are_scipys():
+    ranked = np.sort(RNG.integers(0, 9, 30)).astype(float)
+    values = np.arange(-1, 11, 0.5)
+    expected = [stats.percentileofscore(ranked, value, kind="mean") for value in values]
+    np.testing.assert_allclose(percentiles(values, ranked), expected)
+
+
+MASK = RNG.random((3, 4)) < 0.7
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_a_models_scores_are_those_of_its_normal_parts(mask):
+    likelihood = NormalLikelihood(scale="fixed", stddev=0.6, floor=0.1, mask=mask)
+    model = VAE(dense_encoder((3, 4), 4), dense_decoder((3, 4), 2), likelihood=likelihood)
+    x = RNG.standard_normal((5, 3, 4)).astype("f4")
+    found, codes, made = model.score(x), model.encode(x), model.reconstruct(x)
+    inside = np.ones((3, 4), bool) if mask is None else mask
+    kl = 0.5 * (codes["mean"] ** 2 + codes["stddev"] ** 2 - 1 - 2 * np.log(codes["stddev"])).sum(1)
+    surprise = kl - stats.norm(made[:, inside], 0.6).logpdf(x[:, inside]).sum(1)
+    np.testing.assert_allclose(found["surprise"], surprise, rtol=1e-5)
+    np.testing.assert_allclose(normal_surprise(x, made, codes["mean"], codes["stddev"], 0.6, mask), surprise, rtol=1e-5)
+    np.testing.assert_allclose(found["residual"], residual(x, made, mask), rtol=1e-5)
+    np.testing.assert_array_equal(found["center"], codes["mean"])
+    np.testing.assert_array_equal(model.score(x)["surprise"], found["surprise"])
+    if mask is not None:  # what lies outside counts for nothing, whatever it is
+        beyond = np.where(mask, x, np.nan).astype("f4")
+        assert np.isfinite(model.likelihood.log_prob(beyond, made)).all()
+
+
+def test_other_likelihoods_are_scored_too():
+    model = VAE(dense_encoder((6,), 4), dense_decoder((6,), 2), likelihood=BernoulliLikelihood())
+    x = (RNG.random((4, 6)) < 0.5).astype("f4")
+    found, codes, made = model.score(x), model.encode(x), model.reconstruct(x)
+    kl = 0.5 * (codes["mean"] ** 2 + codes["stddev"] ** 2 - 1 - 2 * np.log(codes["stddev"])).sum(1)
+    np.testing.assert_allclose(found["surprise"], kl - stats.bernoulli(made).logpmf(x).sum(1), rtol=1e-4)
