@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,15 +16,22 @@ import onnx
 from numpy.typing import NDArray
 
 from kerasvae.bundle import Bundle, largest_difference, read_bundle
-from kerasvae.errors import KerasVAEError
+from kerasvae.errors import ArgumentError, KerasVAEError
 from kerasvae.preprocess import Pipeline
 from kerasvae.types import Volume
-from kerasvae_export.parity import TOLERANCE, onnx_differences, open_onnx, run_onnx, saved_model_differences
+from kerasvae_export import c_api
+from kerasvae_export.parity import TOLERANCE, onnx_differences, open_onnx, run_onnx, saved_model_differences, scan_of
+from kerasvae_export.tf_graph import faults
 
 __all__ = ["Check", "verify"]
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 """Operators of ONNX that draw random numbers; Dropout in training mode is met by its own rule."""
+ENGINES = ("onnx", "saved_model", "tf_serving")
+PATH = re.compile(
+    rb"(?<![\w.:/])/(?:home|root|Users|tmp|mnt|media|data|work|scratch|srv|opt|usr|var)/[\w.@+-]+|\b[A-Z]:\\[\w.@+-]+"
+)
+"""What looks like a place on somebody's disk."""
 
 
 class Check(NamedTuple):
@@ -36,24 +48,25 @@ class Check(NamedTuple):
     detail: str
 
 
-def verify(path: str | os.PathLike[str]) -> list[Check]:
+def verify(path: str | os.PathLike[str], engine: str = "all") -> list[Check]:
     """All checks of a bundle, in order; none stops the others.
 
+    Args:
+        path: The bundle's folder.
+        engine: "onnx", "saved_model" or "tf_serving": leave out the checks of the others. "all": leave out none.
+
     Raises:
+        ArgumentError: If there is no such engine.
         BundleError: If the folder has no readable manifest, so that nothing can be checked.
     """
     bundle = read_bundle(path, check=False)
-    checks: tuple[tuple[str, Callable[[Bundle], tuple[bool | None, str]]], ...] = (
-        ("files", _files),
-        ("digests", _digests),
-        ("graphs", _graphs),
-        ("preprocessing", _preprocessing),
-        ("ONNX parity", _onnx_parity),
-        ("SavedModel parity", _saved_model_parity),
-        ("batches", _batches),
-        ("determinism", _determinism),
-    )
-    return [Check(name, *_attempt(function, bundle)) for name, function in checks]
+    if engine not in ("all", *ENGINES):
+        raise ArgumentError(
+            "--engine", rule=f"be all, {', '.join(ENGINES)}", got=repr(engine), fix="Leave it out for all of them"
+        )
+    return [
+        Check(name, *_attempt(function, bundle)) for name, of, function in CHECKS if of is None or engine in ("all", of)
+    ]
 
 
 def _attempt(check: Callable[[Bundle], tuple[bool | None, str]], bundle: Bundle) -> tuple[bool | None, str]:
@@ -150,8 +163,70 @@ def _batches(bundle: Bundle) -> tuple[bool, str]:
     return _within({k: largest_difference(v, np.concatenate([one[k] for one in alone])) for k, v in together.items()})
 
 
+def _paths(bundle: Bundle) -> tuple[bool, str]:
+    """No file names a place on the machine that it was made on."""
+    for path in sorted(bundle.path.rglob("*")):
+        # weights are numbers, in which any bytes can stand
+        if path.is_file() and path.suffix not in {".npz", ".onnx"} and not path.name.startswith("variables.data"):
+            content = path.read_bytes()
+        elif path.suffix == ".onnx":
+            content = _texts(onnx.load(path))
+        else:
+            continue
+        if found := PATH.search(content):
+            return False, f"{path.relative_to(bundle.path)} names {found.group().decode(errors='replace')}"
+    return True, "no file names a place on a disk"
+
+
+def _texts(model: onnx.ModelProto) -> bytes:
+    """An ONNX graph without its numbers."""
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _tensorflow_graph(bundle: Bundle) -> tuple[bool, str]:
+    found = faults(bundle.saved_model)
+    return not found, "the SavedModel " + ("; ".join(found) or "calls no Python, draws nothing, and needs no compiler")
+
+
+def _tf_serving(bundle: Bundle) -> tuple[bool, str]:
+    """The signatures by TensorFlow's C library, in a process without TensorFlow's Python."""
+    golden = bundle.golden()
+    if "raw" in golden:
+        golden["nifti"] = np.frombuffer(scan_of(golden), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        arrays, answers = Path(folder, "arrays.npz"), Path(folder, "answers.npz")
+        np.savez(arrays, **golden)  # type: ignore[arg-type]
+        command = [sys.executable, "-I", c_api.__file__, str(bundle.saved_model), str(arrays), str(answers)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            return False, f"as TF Serving loads it, it fails: {lines[-1][:200]}"
+        with np.load(answers) as content:
+            found = {name: content[name] for name in content.files}
+    return _within({name: largest_difference(value, golden[name.split("/")[1]]) for name, value in found.items()})
+
+
 def _determinism(bundle: Bundle) -> tuple[bool, str]:
     session, one = open_onnx(bundle.encoder), _encoder_inputs(bundle)
     first, second = (run_onnx(session, **one) for _ in range(2))
     same = all(np.array_equal(first[name], second[name]) for name in first)
     return same, "two runs are bit-equal" if same else "two runs differ"
+
+
+CHECKS: tuple[tuple[str, str | None, Callable[[Bundle], tuple[bool | None, str]]], ...] = (
+    ("files", None, _files),
+    ("digests", None, _digests),
+    ("paths", None, _paths),
+    ("preprocessing", None, _preprocessing),
+    ("graphs", "onnx", _graphs),
+    ("ONNX parity", "onnx", _onnx_parity),
+    ("batches", "onnx", _batches),
+    ("determinism", "onnx", _determinism),
+    ("TensorFlow graph", "saved_model", _tensorflow_graph),
+    ("SavedModel parity", "saved_model", _saved_model_parity),
+    ("TF Serving", "tf_serving", _tf_serving),
+)
+"""Name, engine that it is of, or None, and function."""

@@ -219,7 +219,72 @@ def test_damaged_saved_model_is_found(bundle):
     content[: len(content) // 2] = bytes(len(content) // 2)
     data.write_bytes(bytes(content))
     change_manifest(bundle, lambda content: None)
-    assert failed(bundle) == ["SavedModel parity"]
+    assert failed(bundle) == ["SavedModel parity", "TF Serving"]
+
+
+def replace_saved_model(bundle, change, **options):
+    """Put another SavedModel in its place, whose encode gives what `change` makes of each output."""
+    import tensorflow as tf
+
+    folder = bundle / "saved_model" / "3"
+    loaded = tf.saved_model.load(str(folder))
+    module = tf.Module()
+    module.before = loaded
+    image = tf.TensorSpec((None, *read_bundle(bundle, check=False).manifest.data_shape), tf.float32, name="image")
+
+    @tf.function(input_signature=[image], **options)
+    def encode(image):
+        return {name: change(value) for name, value in loaded.signatures["encode"](image=image).items()}
+
+    module.encode = encode
+    others = {name: loaded.signatures[name] for name in loaded.signatures if name not in ("encode", "serving_default")}
+    tf.saved_model.save(module, str(bundle / "new"), signatures={**others, "encode": encode, "serving_default": encode})
+    shutil.rmtree(folder)
+    (bundle / "new").rename(folder)
+    change_manifest(bundle, lambda content: None)
+
+
+def test_python_in_the_saved_model_is_found(bundle):
+    import tensorflow as tf
+
+    def python(value):
+        return tf.ensure_shape(tf.numpy_function(lambda x: x, [value], tf.float32), value.shape)
+
+    replace_saved_model(bundle, python)
+    assert failed(bundle) == ["TensorFlow graph", "TF Serving"]
+    details = {check.name: check.detail for check in verify(bundle)}
+    assert "calls Python" in details["TensorFlow graph"]
+    assert [check.name for check in verify(bundle, "onnx") if check.ok is False] == []
+
+
+def test_sampling_in_the_saved_model_is_found(bundle):
+    import tensorflow as tf
+
+    replace_saved_model(bundle, lambda value: value + 1e-9 * tf.random.normal(tf.shape(value)))
+    assert failed(bundle) == ["TensorFlow graph"]
+
+
+def test_what_must_be_compiled_is_found(bundle):
+    replace_saved_model(bundle, lambda value: value * 1.0, jit_compile=True)
+    assert failed(bundle) == ["TensorFlow graph", "TF Serving"]
+    assert "compiled" in next(check.detail for check in verify(bundle, "saved_model") if check.ok is False)
+
+
+@pytest.mark.parametrize("name", ["MODEL_CARD.md", "encoder.onnx"])
+def test_a_place_on_somebodys_disk_is_found(bundle, name):
+    if name.endswith(".md"):
+        (bundle / name).write_text((bundle / name).read_text() + "Made from /home/clinic/ward7/scans.\n")
+    else:
+        model = onnx.load(bundle / name)
+        model.doc_string = "from C:\\Users\\clinic"
+        onnx.save(model, bundle / name)
+    change_manifest(bundle, lambda content: None)
+    assert failed(bundle) == ["paths"]
+
+
+def test_an_engine_that_is_none(bundle):
+    with pytest.raises(ArgumentError, match="--engine must be all, onnx, saved_model, tf_serving"):
+        verify(bundle, "abacus")
 
 
 def test_schema_of_the_future(bundle):
