@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from kerasvae.networks.box import Crop, Pad
 from kerasvae.networks.linear import Gate, Spread
 from kerasvae.networks.refine import MAPS, SOFT, Refine
+from kerasvae.networks.spline import SplineDown, SplineUp
 
 __all__ = ["NotKnownError", "network_graph"]
 
@@ -469,3 +470,28 @@ def _refine(graph: Graph, layer: Refine, given: list[Value]) -> Value:
         made = Value(graph.add("Conv", inputs), (*x.shape, weights.shape[0]), True)
     correction = graph.add("Mul", [graph.reshape(made.name, x.shape), graph.constant(inside * unit)])
     return Value(graph.add("Add", [x.name, correction]), x.shape)
+
+
+@writes(SplineDown)
+def _spline_down(graph: Graph, layer: SplineDown, given: list[Value]) -> Value:
+    x = graph.plain(given[0])
+    masked = graph.add("Mul", [x.name, graph.constant(layer.mask)])
+    return _along(graph, Value(masked, x.shape), [basis.T for basis in layer.bases])
+
+
+@writes(SplineUp)
+def _spline_up(graph: Graph, layer: SplineUp, given: list[Value]) -> Value:
+    made = _along(graph, graph.plain(given[0]), layer.bases)
+    masked = graph.add("Mul", [made.name, graph.constant(layer.mask)])
+    return Value(graph.add("Add", [masked, graph.constant(np.asarray(layer.mean))]), made.shape)
+
+
+def _along(graph: Graph, x: Value, matrices: Sequence[NDArray[Any]]) -> Value:
+    """A matrix along each axis; see `kerasvae.networks.spline.along`."""
+    name, sizes = x.name, list(x.shape)
+    for axis, matrix in enumerate(matrices):
+        rows = graph.add("Reshape", [name, graph.constant([-1, sizes[axis], math.prod(sizes[axis + 1 :])], np.int64)])
+        sizes[axis] = len(matrix)
+        made = graph.add("MatMul", [graph.constant(matrix), rows])
+        name = graph.add("Reshape", [made, graph.constant([-1, *sizes], np.int64)])
+    return Value(name, tuple(sizes))

@@ -8,7 +8,10 @@ from typing import Any
 import keras
 from keras import ops
 
-__all__ = ["Crop", "Pad"]
+__all__ = ["MARGIN", "Crop", "Pad"]
+
+MARGIN = 1
+"""Voxels kept around the mask's box, so that its border has neighbours."""
 
 
 class _Boxed(keras.layers.Layer):

@@ -20,11 +20,22 @@ from kerasvae.networks.covariance_map import (
     choose_prior,
     mirror_index,
     probable_axes,
-    residuals_of,
     sample_axes,
 )
-from kerasvae.networks.left_out import Find, Fit, explained_by, fits_without, folds_of, scale_by, turn_to
+from kerasvae.networks.left_out import (
+    Find,
+    Fit,
+    energy_around,
+    explained_by,
+    fits_without,
+    fitted_to,
+    folds_of,
+    residuals_of,
+    scale_by,
+    turn_to,
+)
 from kerasvae.networks.prior_covariance import PriorCovariance, SmoothPrior, checked_spacing
+from kerasvae.networks.spline import Coarse
 from kerasvae.types import Array, Mask
 
 __all__ = ["Core", "LeftOut", "core_codes", "fit_core"]
@@ -37,7 +48,7 @@ class Core(NamedTuple):
     """Probabilistic PCA of masked images.
 
     Attributes:
-        mean: Mean image over mask voxels, (v,).
+        mean: Mean image over mask voxels, (v,); its coefficients where axes are coarse.
         axes: Orthonormal principal axes as rows, (q, v).
         eigenvalues: Variances along them, largest first, (q,).
         noise_variance: σ² per voxel.
@@ -49,6 +60,9 @@ class Core(NamedTuple):
         mirror_images: Part of left-out people's variance that is explained without mirror images and with them, where
             cross-validation was asked.
         left_out: Cores without some of the people, each person being left out of one; see `fit_core`.
+        step: Voxels between the knots of the splines that axes consist of, see `kerasvae.networks.spline`; v is then
+            the number of coefficients. 1: axes are images.
+        background: Where axes are coarse, the mean image over mask voxels, (w,).
     """
 
     mean: NDArray[np.float32]
@@ -62,6 +76,8 @@ class Core(NamedTuple):
     rotation: NDArray[np.float32] | None = None
     mirror_images: tuple[float, float] | None = None
     left_out: tuple[LeftOut, ...] = ()
+    step: int = 1
+    background: NDArray[np.float32] | None = None
 
     @property
     def loading_scale(self) -> NDArray[np.float64]:
@@ -76,6 +92,7 @@ class Core(NamedTuple):
         'Linear core: principal axes of the images and their mirror images.'
         """
         text = "Linear core: principal axes of the images" + (" and their mirror images" if self.mirrored else "")
+        text += f", as splines with a knot every {self.step} voxels" if self.step > 1 else ""
         text += ", with a " + " and a ".join(map(str, self.priors)) if self.priors else ""
         if self.choice is None and self.mirror_images is None:
             return f"{text}."
@@ -113,6 +130,7 @@ def fit_core(
     spacing_mm: Sequence[float] | None = None,
     groups: Sequence[Any] | None = None,
     cross_fit: bool = False,
+    step: int = 1,
     seed: int = 0,
 ) -> Core:
     """Probabilistic PCA: of the sample covariance, or of the most probable one under a smooth prior.
@@ -138,6 +156,8 @@ def fit_core(
         groups: The person of each image, (n,), so that nobody is both learned from and left out; by default each image
             is another person.
         cross_fit: Keep the cores of five folds, `Core.left_out`, which train what stands beside a core.
+        step: Voxels between the knots of the splines that axes consist of: for large grids, whose axes would take much
+            memory and time. The mean keeps every voxel.
         seed: Of the folds and of the iteration's start.
 
     Raises:
@@ -147,10 +167,18 @@ def fit_core(
     """
     if len(images) < 3:
         raise ArgumentError("images", rule="hold at least three people", got=len(images), fix="Train on more people")
+    if step < 1 or int(step) != step:
+        raise ArgumentError("step", rule="be a whole number of voxels, 1 or more", got=step, fix="Use 1")
     inside = np.ones(images.shape[1:], bool) if mask is None else np.asarray(mask, bool)
     flat = images.reshape(len(images), -1) if mask is None else images[:, mask]
+    whole, background = None, None
     design = np.ones((len(flat), 1)) if condition is None else np.column_stack([np.ones(len(flat)), condition])
     _check_condition(design)
+    if step > 1:
+        coarse = Coarse.of(inside, step)
+        whole, flat, inside = flat, coarse.down(flat), coarse.inside
+        background = fitted_to(whole, design)[0]
+        spacing_mm = None if spacing_mm is None else tuple(step * length for length in spacing_mm)
     people = np.arange(len(flat)) if groups is None else np.asarray(groups)
     if len(people) != len(flat):
         raise ArgumentError("groups", rule="name each image's person", got=len(people), fix=f"Give {len(flat)} names")
@@ -175,12 +203,16 @@ def fit_core(
             priors = choice.priors
         find = _finder(inside, priors, spacing, count, exchange, seed)
         judged = bool(priors) or cross_fit or len(exchanges) > 1
-        fits = fits_without(flat, design, find, folds_of(people, seed)) if judged else []
+        fits = fits_without(flat, design, find, folds_of(people, seed), whole) if judged else []
         ways.append(_Way(exchange, priors, choice, find, fits))
     explained = [explained_by(way.fits) for way in ways]
     way = ways[int(np.argmax(explained))]
-    core = (_most_probable if way.priors else _of_sample)(flat, design, latent_size, way)
+    if way.priors:
+        core = _most_probable(flat, design, latent_size, way)
+    else:
+        core = _of_sample(flat, design, latent_size, way, whole)
     core = core._replace(mirrored=way.exchange is not None, priors=way.priors, choice=way.choice)
+    core = core._replace(step=step, background=background)
     if len(ways) > 1:
         core = core._replace(mirror_images=(explained[0], explained[1]))
     return core._replace(left_out=tuple(_without(core, fit) for fit in way.fits)) if cross_fit else core
@@ -263,14 +295,18 @@ def _check_condition(design: NDArray[np.float64]) -> None:
         )
 
 
-def _of_sample(flat: Array, design: NDArray[np.float64], latent_size: int, way: _Way) -> Core:
+def _of_sample(flat: Array, design: NDArray[np.float64], latent_size: int, way: _Way, whole: Array | None) -> Core:
     """Maximum likelihood: eigenvectors of the sample covariance."""
     fitted, residuals = residuals_of(flat, design)
     values, axes = sample_axes(residuals, _supported(flat, design, latent_size), way.exchange)
     kept = len(axes)
     if values[0] <= 0 or kept < 1:
         raise _no_variance()
-    noise = float((values.sum() - values[:kept].sum()) / (flat.shape[1] - kept))
+    total, voxels = float(values.sum()), flat.shape[1]
+    if whole is not None:
+        energies = energy_around(whole, design, fitted_to(whole, design), range(len(whole)))
+        total, voxels = float(energies.mean()), whole.shape[1]
+    noise = float((total - values[:kept].sum()) / (voxels - kept))
     noise = max(noise, 1e-12 * float(values[0]))
     return _filled(fitted, axes, values[:kept], noise, latent_size)
 
@@ -289,7 +325,8 @@ def _without(core: Core, fit: Fit) -> LeftOut:
     axes[: len(fit.axes)] = fit.axes
     turn = turn_to(axes, core.axes, core.loading_scale)
     mean, slopes = fit.coefficients[0], fit.coefficients[1:]
-    return LeftOut(fit.rows, core._replace(mean=mean, axes=axes, slopes=slopes, rotation=turn))
+    other = core._replace(mean=mean, axes=axes, slopes=slopes, rotation=turn, background=fit.background)
+    return LeftOut(fit.rows, other)
 
 
 def _filled(
@@ -337,5 +374,7 @@ def core_codes(
 ) -> NDArray[np.float64]:
     """Posterior means of probabilistic PCA, (n, q), in prior standard deviations; arguments as for `fit_core`."""
     flat = images.reshape(len(images), -1) if mask is None else images[:, mask]
+    if core.step > 1:
+        flat = Coarse.of(np.ones(images.shape[1:], bool) if mask is None else mask, core.step).down(flat)
     expected = core.mean if condition is None else core.mean + condition @ core.slopes
     return (flat - expected) @ core.axes.T * (core.loading_scale / core.eigenvalues)

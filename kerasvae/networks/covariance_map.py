@@ -25,7 +25,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from threadpoolctl import threadpool_limits
 
 from kerasvae.errors import ArgumentError
-from kerasvae.networks.left_out import folds_of, tempered
+from kerasvae.networks.left_out import folds_of, residuals_of, tempered
 from kerasvae.networks.prior_covariance import Kind, PriorCovariance, SmoothPrior
 from kerasvae.types import Array, Mask
 
@@ -62,12 +62,6 @@ def mirror_index(mask: Mask) -> Index:
     number[mask] = np.arange(mask.sum())
     other = number[::-1][mask]
     return np.where(other < 0, np.arange(len(other)), other)
-
-
-def residuals_of(flat: Array, design: NDArray[np.float64]) -> tuple[Array, Array]:
-    """Least squares of images (n, v) on a design (n, c): coefficients (c, v) and residuals (n, v)."""
-    coefficients = np.linalg.pinv(design).astype(np.float32) @ flat
-    return coefficients, flat - design.astype(np.float32) @ coefficients
 
 
 def deviation_of(residuals: Array, mirror: Index | None) -> Array:

@@ -19,7 +19,19 @@ from scipy.optimize import isotonic_regression
 from kerasvae.errors import ArgumentError
 from kerasvae.types import Array
 
-__all__ = ["Find", "Fit", "explained_by", "fits_without", "folds_of", "scale_by", "tempered", "turn_to"]
+__all__ = [
+    "Find",
+    "Fit",
+    "energy_around",
+    "explained_by",
+    "fits_without",
+    "fitted_to",
+    "folds_of",
+    "residuals_of",
+    "scale_by",
+    "tempered",
+    "turn_to",
+]
 
 FOLDS = 5
 MOST_ENERGY = 10.0
@@ -40,6 +52,8 @@ class Fit(NamedTuple):
         axes: Orthonormal, as rows, (q, v).
         along: Sums over people left out of squared scores, (q,).
         around: Sum over people and voxels of what is left, squared.
+        voxels: Number of voxels.
+        background: Mean image, (w,), where axes are coarser than images.
     """
 
     rows: Index
@@ -47,6 +61,8 @@ class Fit(NamedTuple):
     axes: Array
     along: NDArray[np.float64]
     around: float
+    voxels: int
+    background: Array | None = None
 
 
 def folds_of(groups: Sequence[Any] | NDArray[Any], seed: int = 0, count: int = FOLDS) -> list[Fold]:
@@ -63,6 +79,17 @@ def folds_of(groups: Sequence[Any] | NDArray[Any], seed: int = 0, count: int = F
     return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(count)]
 
 
+def fitted_to(flat: Array, design: NDArray[np.float64]) -> Array:
+    """Coefficients, (c, v), of the least squares of images (n, v) on a design (n, c)."""
+    return np.linalg.pinv(design).astype(np.float32) @ flat
+
+
+def residuals_of(flat: Array, design: NDArray[np.float64]) -> tuple[Array, Array]:
+    """Least squares of images (n, v) on a design (n, c): coefficients (c, v) and residuals (n, v)."""
+    coefficients = fitted_to(flat, design)
+    return coefficients, flat - design.astype(np.float32) @ coefficients
+
+
 def tempered(residuals: Array, reference: Array | None = None) -> Array:
     """Residuals in which no person counts for more than `MOST_ENERGY` ordinary ones.
 
@@ -73,15 +100,14 @@ def tempered(residuals: Array, reference: Array | None = None) -> Array:
         residuals: (n, v).
         reference: Residuals whose median says what is ordinary; by default the same.
     """
-    energy, ordinary = (
-        np.square(rows, dtype=np.float64).sum(axis=1)
-        for rows in (residuals, residuals if reference is None else reference)
-    )
+    energy, ordinary = (_energy(rows) for rows in (residuals, residuals if reference is None else reference))
     factor = np.sqrt(np.minimum(1.0, MOST_ENERGY * np.median(ordinary) / np.maximum(energy, 1e-30)))
     return residuals if (factor == 1).all() else residuals * factor.astype(np.float32)[:, None]
 
 
-def fits_without(flat: Array, design: NDArray[np.float64], find: Find, folds: Sequence[Fold]) -> list[Fit]:
+def fits_without(
+    flat: Array, design: NDArray[np.float64], find: Find, folds: Sequence[Fold], whole: Array | None = None
+) -> list[Fit]:
     """What is found without the people of each fold.
 
     Args:
@@ -89,15 +115,35 @@ def fits_without(flat: Array, design: NDArray[np.float64], find: Find, folds: Se
         design: A column of ones and covariates, (n, c).
         find: How axes are found.
         folds: From `folds_of`.
+        whole: The images, (n, w), where `flat` are coefficients of them.
     """
     fits = []
     for learn, left in folds:
         coefficients, residuals, axes = find(flat[learn], design[learn])
-        others = tempered(flat[left] - design[left].astype(np.float32) @ coefficients, residuals)
+        raw = flat[left] - design[left].astype(np.float32) @ coefficients
+        others = tempered(raw, residuals)
         along = np.square((others @ axes.T).astype(np.float64)).sum(axis=0)
-        around = float(np.square(others, dtype=np.float64).sum() - along.sum())
-        fits.append(Fit(left, coefficients, axes, along, around))
+        energy, voxels, background = _energy(others), flat.shape[1], None
+        if whole is not None:
+            fitted, voxels = fitted_to(whole[learn], design[learn]), whole.shape[1]
+            energy = energy_around(whole, design, fitted, left) * (energy / np.maximum(_energy(raw), 1e-30))
+            background = fitted[0]
+        around = float(energy.sum() - along.sum())
+        fits.append(Fit(left, coefficients, axes, along, around, voxels, background))
     return fits
+
+
+def energy_around(
+    whole: Array, design: NDArray[np.float64], fitted: Array, rows: Sequence[int] | Index
+) -> NDArray[np.float64]:
+    """Sum of squares of what is left of some images, (m,), one image at a time."""
+    expected = design.astype(np.float32)
+    return np.array([float(np.square(whole[i] - expected[i] @ fitted, dtype=np.float64).sum()) for i in rows])
+
+
+def _energy(rows: Array) -> NDArray[np.float64]:
+    """Sum of squares of each row."""
+    return np.asarray(np.square(rows, dtype=np.float64).sum(axis=1))
 
 
 def explained_by(fits: Sequence[Fit]) -> float:
@@ -111,7 +157,7 @@ def scale_by(fits: Sequence[Fit]) -> tuple[NDArray[np.float64], float]:
 
     Variances are made decreasing by isotonic regression, (q,).
     """
-    people, (count, voxels) = sum(len(fit.rows) for fit in fits), fits[0].axes.shape
+    people, count, voxels = sum(len(fit.rows) for fit in fits), len(fits[0].axes), fits[0].voxels
     along = np.sum([fit.along for fit in fits], axis=0) / people
     around = sum(fit.around for fit in fits)
     return isotonic_regression(along, increasing=False).x, around / (people * (voxels - count))

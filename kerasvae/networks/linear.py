@@ -21,7 +21,6 @@ and a smooth prior.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,17 +30,16 @@ from keras import ops
 from numpy.typing import NDArray
 
 from kerasvae.errors import ArgumentError
-from kerasvae.networks.box import Crop, Pad
+from kerasvae.networks.box import MARGIN, Crop, Pad
 from kerasvae.networks.condition import condition_input, inputs_of, with_condition
 from kerasvae.networks.core import Core
 from kerasvae.networks.refine import Refine
+from kerasvae.networks.spline import Coarse, SplineDown, SplineUp
 from kerasvae.types import Mask, box_of
 
 __all__ = ["linear_start", "use_core"]
 
-ENCODER_LINE, DECODER_LINE = "linear_encoder", "linear_decoder"
-MARGIN = 1
-"""Voxels kept around the mask's box, so that its border has neighbours."""
+ENCODER_LINE, DECODER_LINE, SPLINE_UP = "linear_encoder", "linear_decoder", "spline_up"
 
 
 @keras.saving.register_keras_serializable("kerasvae")
@@ -92,12 +90,15 @@ def linear_start(
     shape, inside = _whole(encoder, mask, data_shape)
     size = 2 * len(core.axes)
     image, condition = keras.Input(shape, name="image"), condition_input(len(core.slopes))
-    seen, box = image, box_of(inside, MARGIN)
+    lattice = _lattice(inside, core.step)
+    seen, box = image, lattice.box
     small = any(ends != (0, size) for ends, size in zip(box, shape, strict=True))
     if small:
         seen = Crop(box, name="crop")(image)
     if refine:
-        seen = _refined(seen, core, inside, refine, "encoder_refine")
+        seen = _refined(seen, core, lattice, refine, "encoder_refine")
+    if core.step > 1:
+        seen = SplineDown(lattice.mask, core.step, name="spline_down")(seen)
     flat = with_condition(keras.layers.Flatten()(seen), condition)
     posterior_mean = keras.layers.Dense(len(core.axes), trainable=False, name=ENCODER_LINE)(flat)
     # softplus⁻¹ of the exact posterior's standard deviation, as a constant bias of the second half.
@@ -119,11 +120,13 @@ def linear_start(
     linear_encoder = keras.Model(inputs_of(image, condition), parameters, name="encoder")
 
     z, condition = keras.Input((len(core.axes),), name="z"), condition_input(len(core.slopes))
-    within = tuple(stop - start for start, stop in box)
-    linear = keras.layers.Dense(math.prod(within), trainable=False, name=DECODER_LINE)(with_condition(z, condition))
-    made = keras.layers.Reshape(within)(linear)
+    size = lattice.inside.size
+    linear = keras.layers.Dense(size, trainable=False, name=DECODER_LINE)(with_condition(z, condition))
+    made = keras.layers.Reshape(lattice.inside.shape)(linear)
+    if core.step > 1:
+        made = SplineUp(lattice.mask, core.step, name=SPLINE_UP)(made)
     if refine:
-        made = _refined(made, core, inside, refine, "decoder_refine")
+        made = _refined(made, core, lattice, refine, "decoder_refine")
     if small:
         made = Pad(box, shape, name="pad")(made)
     if decoder is not None:
@@ -144,7 +147,8 @@ def use_core(encoder: keras.Model, decoder: keras.Model, core: Core, mask: Mask 
         core: Its mean, axes, slopes and rotation are taken; the posterior's standard deviation stays as it is.
         mask: As for `linear_start`.
     """
-    inside = _whole(encoder, mask, None)[1]
+    lattice = _lattice(_whole(encoder, mask, None)[1], core.step)
+    inside = lattice.inside
     loadings, slopes = (_spread(rows, inside) for rows in (core.axes * core.loading_scale[:, None], core.slopes))
     mean = _spread(core.mean[None], inside)[0]
     projection = loadings.T / core.eigenvalues[None].astype(np.float32)
@@ -152,6 +156,11 @@ def use_core(encoder: keras.Model, decoder: keras.Model, core: Core, mask: Mask 
         loadings, projection = core.rotation @ loadings, projection @ core.rotation.T
     by_image = np.concatenate([projection, -slopes @ projection])
     encoder.get_layer(ENCODER_LINE).set_weights([by_image, -mean @ projection])
+    if core.background is not None:  # the decoder adds it voxel by voxel
+        decoder.get_layer(SPLINE_UP).mean.assign(
+            _spread(core.background[None], lattice.mask)[0].reshape(lattice.mask.shape)
+        )
+        mean = np.zeros_like(mean)
     decoder.get_layer(DECODER_LINE).set_weights([np.concatenate([loadings, slopes]), mean])
 
 
@@ -173,26 +182,33 @@ def _whole(
     return shape, np.ones(shape, bool) if mask is None else np.asarray(mask, bool)
 
 
-def _refined(x: keras.KerasTensor, core: Core, inside: Mask, filters: Sequence[int], name: str) -> keras.KerasTensor:
+def _lattice(inside: Mask, step: int) -> Coarse:
+    """Where the numbers of an axis stand: voxels of the mask's box, or coefficients of splines in it."""
+    if step > 1:
+        return Coarse.of(inside, step)
+    box = box_of(inside, MARGIN)
+    boxed = inside[tuple(slice(*ends) for ends in box)]
+    return Coarse(1, box, boxed, boxed)
+
+
+def _refined(x: keras.KerasTensor, core: Core, lattice: Coarse, filters: Sequence[int], name: str) -> keras.KerasTensor:
     """A `Refine` layer that knows the core's mean and the standard deviation that it gives each voxel."""
     layer = Refine(x.shape[1:], filters, name=name)
     refined = layer(x)
-    stddev = np.sqrt(core.noise_variance + np.square(core.loading_scale[:, None] * core.axes).sum(axis=0))
-    mean, spread = (_spread(row[None], inside)[0].reshape(x.shape[1:]) for row in (core.mean, stddev))
-    layer.set_maps(mean, spread, _boxed(inside))
+    loadings = core.loading_scale[:, None].astype(np.float32) * core.axes
+    if core.step > 1:
+        loadings = lattice.up(loadings)
+    stddev = np.sqrt(core.noise_variance + np.square(loadings).sum(axis=0))
+    center = core.mean if core.background is None else core.background
+    mean, spread = (_spread(row[None], lattice.mask)[0].reshape(x.shape[1:]) for row in (center, stddev))
+    layer.set_maps(mean, spread, lattice.mask)
     return refined
 
 
-def _boxed(inside: Mask) -> Mask:
-    """The mask in the box that networks see."""
-    return inside[tuple(slice(*ends) for ends in box_of(inside, MARGIN))]
-
-
 def _spread(rows: NDArray[Any], inside: Mask) -> NDArray[np.float32]:
-    """Values of mask voxels, (r, v), in the flattened box around them, 0 elsewhere: (r, box)."""
-    boxed = _boxed(inside)
-    spread = np.zeros((len(rows), boxed.size), np.float32)
-    spread[:, boxed.ravel()] = rows
+    """Values of the places that count, (r, v), on all places, flattened, 0 elsewhere: (r, places)."""
+    spread = np.zeros((len(rows), inside.size), np.float32)
+    spread[:, inside.ravel()] = rows
     return spread
 
 

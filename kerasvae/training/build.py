@@ -198,6 +198,7 @@ def _core(
         mirror=section.core_mirror,
         groups=people,
         cross_fit=recipe.training.cross_fit and enough,
+        step=section.core_step,
         seed=recipe.training.seed,
         **options,
     )

@@ -162,6 +162,7 @@ class ModelSection(Section):
     core_prior: Literal["auto", "none", "variance", "deformation"] = Field(
         "auto", description="linear start: smooth prior of the covariance; auto chooses on training people"
     )
+    core_step: int = Field(1, ge=1, description="linear start: voxels between knots of axes, for large grids")
     posterior: str = Field("normal", description="kind of the posterior")
     posterior_options: dict[str, Any] = Field({}, description="what its class takes")
     prior: str = Field("standard_normal", description="kind of the prior")
