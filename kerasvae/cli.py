@@ -46,7 +46,7 @@ EXTRAS = {
         "tensorflow", "keras", "tf_keras", "tensorflow_probability", "bids", "pandas", "sklearn", "nilearn",
         "matplotlib", "jinja2", "markupsafe",
     ),
-    "export": ("tf2onnx", "onnx"),
+    "export": ("tf2onnx", "onnx", "tensorflow_serving"),
     "serve": ("onnxruntime",),
 }  # fmt: skip
 """What each extra brings, for the sentence about a missing one."""
@@ -249,6 +249,20 @@ def verify(
             _say(out, mark, colour, f"  {check.name}: {check.detail}")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def deploy(
+    bundle: BundleArgument,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Model folder of the server.")],
+    server: Annotated[str, typer.Option(help="tf-serving or triton.")] = "tf-serving",
+    base_path: Annotated[str, typer.Option(help="Where the server finds the folder: an absolute path.")] = "/models",
+    batch: Annotated[int, typer.Option(min=1, help="Images in one batch, at most.")] = 8,
+) -> None:
+    """Lay a bundle out for a server, with its configuration. Example: `kerasvae deploy bundle models`."""
+    from kerasvae_serving import deploy as lay_out
+
+    out.print(f"Version: {lay_out(bundle, folder, server=server, base_path=base_path, most=batch)}")
 
 
 @app.command()

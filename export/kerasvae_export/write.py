@@ -28,6 +28,7 @@ from kerasvae_export.graphs import graphs
 from kerasvae_export.onnx import OPSET, decoder_graph, encoder_graph, write_onnx
 from kerasvae_export.parity import TOLERANCE, onnx_differences, saved_model_differences
 from kerasvae_export.saved_model import write_saved_model
+from kerasvae_export.warmup import write_warmup
 
 __all__ = ["export", "export_run"]
 
@@ -92,10 +93,12 @@ def export(
         metadata = _metadata(name, version, pipeline, digest)
         write_onnx(encoder_graph(model, functions["encode"]), folder / ENCODER, metadata)
         write_onnx(decoder_graph(model, functions["decode"]), folder / DECODER, metadata)
-        parity = onnx_differences(folder, arrays) | saved_model_differences(
-            folder / "saved_model" / str(version), arrays
-        )
+        saved = folder / "saved_model" / str(version)
+        parity = onnx_differences(folder, arrays) | saved_model_differences(saved, arrays)
         _refuse_disagreement(parity)
+        asked = {key.split("/")[1] for key in parity if key.startswith("saved_model/")}
+        inputs = {each: [spec.name for spec in functions[each].inputs] for each in sorted(asked)}
+        write_warmup(saved, name, inputs, arrays)
         manifest = Manifest(
             name=name,
             version=version,
