@@ -32,6 +32,7 @@ __all__ = [
     "SCHEMA",
     "Bundle",
     "Manifest",
+    "Reduced",
     "Tensor",
     "file_hashes",
     "largest_difference",
@@ -66,6 +67,23 @@ class Tensor(_Part):
     meaning: str
 
 
+class Reduced(_Part):
+    """Graphs with fewer bits beside the float32 ones, and how far they follow them.
+
+    Args:
+        people: Number of people, whom no weight was fitted to, that they were calibrated and compared on.
+        latent_correlation: Correlation over these people with the float32 graph's first output, number by number.
+        reconstruction_difference: Root mean squared difference from the float32 reconstructions of the same codes, in
+            parts of the root mean squared difference between those of two people.
+        golden_difference: Largest difference from the float32 graphs on the golden case, relative to the largest value.
+    """
+
+    people: int
+    latent_correlation: tuple[float, ...]
+    reconstruction_difference: float
+    golden_difference: float
+
+
 class Manifest(_Part):
     """What `manifest.json` holds.
 
@@ -89,6 +107,7 @@ class Manifest(_Part):
         metrics: The run's figures on its test people, PCA beside them.
         cohort: Number of people in each role, and ranges of their covariates.
         reference: Scores of people the weights were not fitted to, or None.
+        reduced: Graphs with fewer bits, by precision: `encoder.int8.onnx` and `decoder.int8.onnx`, say.
         golden_distance: Distance of the golden image from the nearest training image, relative to that image's
             distance from the mean; None where no training image was at hand.
         sha256: Of every other file, by path.
@@ -112,6 +131,7 @@ class Manifest(_Part):
     metrics: dict[str, Any] = {}
     cohort: dict[str, Any] = {}
     reference: Reference | None = None
+    reduced: dict[str, Reduced] = {}
     golden_distance: float | None = None
     sha256: dict[str, str] = {}
 
@@ -137,6 +157,26 @@ class Bundle:
     def decoder(self) -> Path:
         """The ONNX decoder."""
         return self.path / DECODER
+
+    def graph(self, part: str, precision: str = "float32") -> Path:
+        """An ONNX graph.
+
+        Args:
+            part: "encoder" or "decoder".
+            precision: "float32", or one of the manifest's `reduced`.
+
+        Raises:
+            BundleError: If the bundle has no graph of this precision.
+        """
+        known = ("float32", *self.manifest.reduced)
+        if precision not in known:
+            raise BundleError(
+                self.path,
+                rule=f"have graphs of the precision asked for; it has {', '.join(known)}",
+                got=repr(precision),
+                fix="Export it again with --quantize",
+            )
+        return self.path / (f"{part}.onnx" if precision == "float32" else f"{part}.{precision}.onnx")
 
     @property
     def saved_model(self) -> Path:

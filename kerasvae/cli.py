@@ -217,13 +217,15 @@ def export(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="New bundle folder.")],
     name: Annotated[str | None, typer.Option(help="Name of the model; by default the recipe's.")] = None,
     version: Annotated[int, typer.Option(min=1, help="Version of the model.")] = 1,
+    quantize: Annotated[str, typer.Option(help="Further ONNX graphs with fewer bits: float16,int8.")] = "",
 ) -> None:
     """Export SavedModel, ONNX and manifest as one folder. Example: `kerasvae export run bundle --name brain`."""
     with err.status("Writing SavedModel and ONNX, and comparing them with the model …"):
         _load_tensorflow()
         from kerasvae_export import export_run
 
-        path = export_run(run, bundle, name=name, version=version)
+        precisions = [each.strip() for each in quantize.split(",") if each.strip()]
+        path = export_run(run, bundle, name=name, version=version, quantize=precisions)
     out.print(f"Bundle: {path}")
 
 

@@ -19,6 +19,8 @@ __all__ = ["OPSET", "decoder_graph", "encoder_graph", "write_onnx"]
 
 OPSET = 18
 """The highest operator set that tf2onnx 1.17 writes."""
+IR_VERSION = 10
+"""Of the file format: what engines of 2024 read."""
 
 
 def encoder_graph(model: VAE, whole: Graph) -> onnx.ModelProto:
@@ -47,6 +49,7 @@ def write_onnx(proto: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> 
     """
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    proto.ir_version = IR_VERSION
     _drop_unused_operator_sets(proto)
     helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
@@ -78,9 +81,8 @@ def _converted(function: Any, inputs: list[tf.TensorSpec]) -> onnx.ModelProto:
 
 def _joined(first: onnx.ModelProto, second: onnx.ModelProto, name: str, through: list[str]) -> onnx.ModelProto:
     """Two graphs as one; inputs and outputs keep their names, all else gets one of its own."""
-    version = max(first.ir_version, second.ir_version)
     for proto in (first, second):
-        proto.ir_version = version
+        proto.ir_version = IR_VERSION
         _drop_unused_operator_sets(proto)
     first, second = (
         compose.add_prefix(proto, f"{name}{i}/", rename_inputs=False, rename_outputs=False)
@@ -90,8 +92,8 @@ def _joined(first: onnx.ModelProto, second: onnx.ModelProto, name: str, through:
 
 
 def _drop_unused_operator_sets(proto: onnx.ModelProto) -> None:
-    """Keep the import of a domain only where a node is of it: some engines refuse domains that they do not know."""
+    """Import a domain once, and only where a node is of it: some engines refuse domains that they do not know."""
     used = {node.domain for node in proto.graph.node}
-    kept = [entry for entry in proto.opset_import if entry.domain in used]
+    kept = list({entry.domain: entry for entry in proto.opset_import if entry.domain in used}.values())
     del proto.opset_import[:]
     proto.opset_import.extend(kept)

@@ -90,7 +90,7 @@ def _digests(bundle: Bundle) -> tuple[bool, str]:
         if Pipeline.from_config(manifest.pipeline).digest != manifest.pipeline_digest:
             return False, "the pipeline in the manifest is not the one its digest names"
         wanted["pipeline_digest"] = str(manifest.pipeline_digest)
-    for path in (bundle.encoder, bundle.decoder):
+    for path in sorted(bundle.path.glob("*.onnx")):
         found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
         differing = [key for key, value in wanted.items() if found.get(key) != value]
         if differing:
@@ -209,6 +209,28 @@ def _tf_serving(bundle: Bundle) -> tuple[bool, str]:
     return _within({name: largest_difference(value, golden[name.split("/")[1]]) for name, value in found.items()})
 
 
+def _fewer_bits(bundle: Bundle) -> tuple[bool | None, str]:
+    """Graphs with fewer bits are as far from the float32 ones on the golden case as they were at export."""
+    if not bundle.manifest.reduced:
+        return None, "the bundle has float32 graphs alone"
+    golden, worst = bundle.golden(), {}
+    for precision, promised in bundle.manifest.reduced.items():
+        found = 0.0
+        for part in ("encoder", "decoder"):
+            plain, few = (open_onnx(bundle.graph(part, each)) for each in ("float32", precision))
+            given = {entry.name: golden[entry.name] for entry in plain.get_inputs()}
+            expected, made = run_onnx(plain, **given), run_onnx(few, **given)
+            found = max(found, *(largest_difference(made[name], expected[name]) for name in expected))
+        # processors round in their own ways
+        if found > 2 * promised.golden_difference + TOLERANCE:
+            return (
+                False,
+                f"{precision} differs by {found:.1e} on the golden case, {promised.golden_difference:.1e} promised",
+            )
+        worst[precision] = found
+    return True, ", ".join(f"{name} differs by {value:.1e} on the golden case" for name, value in worst.items())
+
+
 def _determinism(bundle: Bundle) -> tuple[bool, str]:
     session, one = open_onnx(bundle.encoder), _encoder_inputs(bundle)
     first, second = (run_onnx(session, **one) for _ in range(2))
@@ -225,6 +247,7 @@ CHECKS: tuple[tuple[str, str | None, Callable[[Bundle], tuple[bool | None, str]]
     ("ONNX parity", "onnx", _onnx_parity),
     ("batches", "onnx", _batches),
     ("determinism", "onnx", _determinism),
+    ("fewer bits", "onnx", _fewer_bits),
     ("TensorFlow graph", "saved_model", _tensorflow_graph),
     ("SavedModel parity", "saved_model", _saved_model_parity),
     ("TF Serving", "tf_serving", _tf_serving),

@@ -14,12 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasvae.bundle import DECODER, ENCODER, GOLDEN, MANIFEST, Manifest, Tensor, write_manifest
+from kerasvae.bundle import (
+    DECODER,
+    ENCODER,
+    GOLDEN,
+    MANIFEST,
+    Manifest,
+    Tensor,
+    write_manifest,
+)
 from kerasvae.covariates import FEWEST
 from kerasvae.errors import ArgumentError, BundleError
 from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline
-from kerasvae.scoring import SCORES, Reference, distance, percentiles, shrunk_precision
 from kerasvae.storage import atomic_path
 from kerasvae.training.run import Run, load_run, model_inputs
 from kerasvae_export.card import model_card
@@ -27,14 +34,14 @@ from kerasvae_export.golden import distance_from_training, golden_case, made_up
 from kerasvae_export.graphs import graphs
 from kerasvae_export.onnx import OPSET, decoder_graph, encoder_graph, write_onnx
 from kerasvae_export.parity import TOLERANCE, onnx_differences, saved_model_differences
+from kerasvae_export.reduce import check_precisions, reduce_graphs
+from kerasvae_export.reference import golden_scores, reference_of
 from kerasvae_export.saved_model import write_saved_model
 from kerasvae_export.warmup import write_warmup
 
 __all__ = ["export", "export_run"]
 
 PACKAGES = ("kerasvae", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy", "scipy", "nibabel")
-MOST_SCORES = 1000
-"""Scores of this many people at most are kept in the manifest, evenly spaced in rank."""
 
 
 def export(
@@ -50,6 +57,7 @@ def export(
     learned_codes: NDArray[np.float32] | None = None,
     metrics: dict[str, Any] | None = None,
     cohort: dict[str, Any] | None = None,
+    quantize: Sequence[str] = (),
 ) -> Path:
     """Write one folder with all that inference needs, and prove that its graphs agree with the model.
 
@@ -68,6 +76,8 @@ def export(
             By default they are taken from the standard normal distribution.
         metrics: Figures on the test people, for manifest and model card.
         cohort: Summary of the cohort, for manifest and model card.
+        quantize: "float16", "int8" or both: further ONNX graphs with fewer bits, calibrated and compared with the
+            float32 ones on the people of `reference`.
 
     Returns:
         The folder.
@@ -78,12 +88,14 @@ def export(
     """
     final = Path(path)
     _check_arguments(final, name, version)
+    given = None if reference is None else model.checked(reference)
+    check_precisions(quantize, 0 if given is None else len(given["image"]))
     arrays = golden_case(model, pipeline)
     made = made_up(model, arrays["image"])
     nearest = None if train_images is None else distance_from_training(made, train_images)
-    placed = _reference(model, reference, reference_role, learned_codes)
+    placed = reference_of(model, reference, reference_role, learned_codes)
     if placed is not None:
-        arrays |= _golden_scores(model, arrays, placed)
+        arrays |= golden_scores(model, arrays, placed)
     functions = graphs(model, pipeline, placed)
     digest = weights_digest(model)
     with atomic_path(final, seal=MANIFEST) as folder:
@@ -99,6 +111,11 @@ def export(
         asked = {key.split("/")[1] for key in parity if key.startswith("saved_model/")}
         inputs = {each: [spec.name for spec in functions[each].inputs] for each in sorted(asked)}
         write_warmup(saved, name, inputs, arrays)
+        reduced = {}
+        if given is not None and quantize:
+            codes = {"z": model.score(given)["center"]} | {k: v for k, v in given.items() if k == "covariates"}
+            first = model.outputs_of_encoder[0].name
+            reduced = {each: reduce_graphs(folder, each, given, codes, arrays, first) for each in quantize}
         manifest = Manifest(
             name=name,
             version=version,
@@ -125,6 +142,7 @@ def export(
             metrics=metrics or {},
             cohort=cohort or {},
             reference=placed,
+            reduced=reduced,
             golden_distance=nearest,
         )
         (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
@@ -133,7 +151,12 @@ def export(
 
 
 def export_run(
-    run: Run | str | os.PathLike[str], path: str | os.PathLike[str], *, name: str | None = None, version: int = 1
+    run: Run | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    version: int = 1,
+    quantize: Sequence[str] = (),
 ) -> Path:
     """Export what a run folder holds.
 
@@ -142,6 +165,7 @@ def export_run(
         path: A new folder.
         name: Name of the model; by default the recipe's.
         version: Version of the model.
+        quantize: As for `export`; calibration people calibrate and compare.
     """
     run = run if isinstance(run, Run) else load_run(run)
     learned = ("train", "validation") if run.recipe.training.refit else ("train",)
@@ -160,6 +184,7 @@ def export_run(
         learned_codes=None if reference is None else _codes(run, *learned),
         metrics=run.metrics,
         cohort=_cohort(run),
+        quantize=quantize,
     )
 
 
@@ -227,47 +252,6 @@ def _refuse_disagreement(parity: dict[str, float]) -> None:
             got=f"{parity[worst]:.2e}",
             fix="Check custom layers of the networks: what they do must be TensorFlow operations",
         )
-
-
-def _reference(model: VAE, given: Any, role: str, learned: NDArray[np.float32] | None) -> Reference | None:
-    """Scores of people whom no weight was fitted to; distances from those who were learned from."""
-    if given is None:
-        return None
-    found = model.score(given)
-    center, precision = np.zeros(model.latent_size), np.eye(model.latent_size)
-    if learned is not None:
-        center, precision = shrunk_precision(learned)
-    plain = (model.posterior.kind, model.prior.kind, model.likelihood.kind) == ("normal", "standard_normal", "normal")
-    sigma = model.likelihood.numbers().get("sigma") if plain and model.likelihood.scale != "per_voxel" else None
-    return Reference(
-        role=role,
-        people=len(found["residual"]),
-        surprise=_ranked(found["surprise"]),
-        residual=_ranked(found["residual"]),
-        distance=_ranked(distance(found["center"], center, precision)),
-        center=_rounded(center),
-        precision=tuple(_rounded(row) for row in precision),
-        sigma=None if sigma is None else float(sigma),
-    )
-
-
-def _golden_scores(model: VAE, golden: dict[str, Any], reference: Reference) -> dict[str, NDArray[np.float32]]:
-    """What the signature ``score`` shall give, by numpy."""
-    found = model.score({name: golden[name] for name in model.input_names})
-    found["distance"] = distance(found.pop("center"), reference.center, reference.precision).astype(np.float32)
-    places = {f"{name}_percentile": percentiles(found[name], getattr(reference, name)) for name in SCORES}
-    return found | {name: place.astype(np.float32) for name, place in places.items()}
-
-
-def _ranked(values: NDArray[Any]) -> tuple[float, ...]:
-    ranked = np.sort(values)
-    if len(ranked) > MOST_SCORES:
-        ranked = np.quantile(ranked, np.linspace(0, 1, MOST_SCORES))
-    return _rounded(ranked)
-
-
-def _rounded(values: NDArray[Any]) -> tuple[float, ...]:
-    return tuple(float(f"{value:.7g}") for value in values)
 
 
 def _codes(run: Run, *roles: str) -> NDArray[np.float32]:

@@ -173,8 +173,8 @@ class Core(keras.Model):
         surprise = -self.likelihood.log_prob(image, decoded)
         known = self.divergence(encoded, self._context(condition), None)
         difference = image - tf.reshape(self.likelihood.mean(decoded), tf.shape(image))
-        if (mask := self.likelihood.mask) is not None:
-            difference = tf.where(mask, difference, 0.0)
+        if self.likelihood.mask is not None:
+            difference = tf.where(self.likelihood.mask, difference, 0.0)
         squares = sum_over_event(tf.square(difference)) / self.likelihood.count(image)
         return {
             "surprise": surprise if known is None else surprise + known[0],

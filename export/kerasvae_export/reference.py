@@ -1,0 +1,58 @@
+"""How people whom no weight was fitted to score, and what the golden case scores: see `kerasvae.scoring`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasvae.models import VAE
+from kerasvae.scoring import SCORES, Reference, distance, percentiles, shrunk_precision
+
+__all__ = ["golden_scores", "reference_of", "rounded"]
+
+MOST_SCORES = 1000
+"""Scores of this many people at most are kept in the manifest, evenly spaced in rank."""
+
+
+def reference_of(model: VAE, given: Any, role: str, learned: NDArray[np.float32] | None) -> Reference | None:
+    """Scores of people whom no weight was fitted to; distances from those who were learned from."""
+    if given is None:
+        return None
+    found = model.score(given)
+    center, precision = np.zeros(model.latent_size), np.eye(model.latent_size)
+    if learned is not None:
+        center, precision = shrunk_precision(learned)
+    plain = (model.posterior.kind, model.prior.kind, model.likelihood.kind) == ("normal", "standard_normal", "normal")
+    sigma = model.likelihood.numbers().get("sigma") if plain and model.likelihood.scale != "per_voxel" else None
+    return Reference(
+        role=role,
+        people=len(found["residual"]),
+        surprise=_ranked(found["surprise"]),
+        residual=_ranked(found["residual"]),
+        distance=_ranked(distance(found["center"], center, precision)),
+        center=rounded(center),
+        precision=tuple(rounded(row) for row in precision),
+        sigma=None if sigma is None else float(sigma),
+    )
+
+
+def golden_scores(model: VAE, golden: dict[str, Any], reference: Reference) -> dict[str, NDArray[np.float32]]:
+    """What the signature ``score`` shall give, by numpy."""
+    found = model.score({name: golden[name] for name in model.input_names})
+    found["distance"] = distance(found.pop("center"), reference.center, reference.precision).astype(np.float32)
+    places = {f"{name}_percentile": percentiles(found[name], getattr(reference, name)) for name in SCORES}
+    return found | {name: place.astype(np.float32) for name, place in places.items()}
+
+
+def _ranked(values: NDArray[Any]) -> tuple[float, ...]:
+    ranked = np.sort(values)
+    if len(ranked) > MOST_SCORES:
+        ranked = np.quantile(ranked, np.linspace(0, 1, MOST_SCORES))
+    return rounded(ranked)
+
+
+def rounded(values: NDArray[Any]) -> tuple[float, ...]:
+    """Seven digits of each number, for the manifest."""
+    return tuple(float(f"{value:.7g}") for value in values)
