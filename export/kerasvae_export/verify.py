@@ -90,7 +90,7 @@ def _digests(bundle: Bundle) -> tuple[bool, str]:
         if Pipeline.from_config(manifest.pipeline).digest != manifest.pipeline_digest:
             return False, "the pipeline in the manifest is not the one its digest names"
         wanted["pipeline_digest"] = str(manifest.pipeline_digest)
-    for path in sorted(bundle.path.glob("*.onnx")):
+    for path in sorted({bundle.encoder, bundle.decoder, *bundle.path.glob("*.onnx")}):
         found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
         differing = [key for key, value in wanted.items() if found.get(key) != value]
         if differing:
