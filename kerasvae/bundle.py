@@ -35,6 +35,7 @@ __all__ = [
     "Reduced",
     "Tensor",
     "file_hashes",
+    "graph_file",
     "largest_difference",
     "read_bundle",
     "write_manifest",
@@ -136,6 +137,15 @@ class Manifest(_Part):
     sha256: dict[str, str] = {}
 
 
+def graph_file(part: str, precision: str = "float32") -> str:
+    """Name of an ONNX graph.
+
+    >>> graph_file("encoder"), graph_file("decoder", "int8")
+    ('encoder.onnx', 'decoder.int8.onnx')
+    """
+    return f"{part}.onnx" if precision == "float32" else f"{part}.{precision}.onnx"
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A bundle on disk.
@@ -176,7 +186,7 @@ class Bundle:
                 got=repr(precision),
                 fix="Export it again with --quantize",
             )
-        return self.path / (f"{part}.onnx" if precision == "float32" else f"{part}.{precision}.onnx")
+        return self.path / graph_file(part, precision)
 
     @property
     def saved_model(self) -> Path:

@@ -7,11 +7,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerasvae.preprocess import Pipeline
+from kerasvae.preprocess.signature import block_of, padding_of
 from kerasvae_export.nifti_graph import must
+from kerasvae_export.percentile_graph import percentiles
 
 __all__ = ["OUT_OF_PLACE", "check_contract"]
 
-COARSE = 24
 OUT_OF_PLACE = "lie as the training images do"
 
 
@@ -31,13 +32,10 @@ def check_contract(data: tf.Tensor, form_code: tf.Tensor, pipeline: Pipeline) ->
     if contract.sform_codes is not None:
         accepted = tf.reduce_any(form_code == tf.constant(contract.sform_codes, tf.int64))
         checks.append(must(accepted, f"{rule}: its sform code is not accepted"))
-    ranked = tf.sort(tf.cast(tf.boolean_mask(data, data > 0), tf.float64))
-    with tf.control_dependencies([must(tf.size(ranked) > 0, "have signal on the model's grid")]):
-        last = tf.cast(tf.size(ranked) - 1, tf.float64)
-    place = last * 0.98
-    below = tf.floor(place)
-    lower, upper = (tf.gather(ranked, tf.cast(i, tf.int32)) for i in (below, tf.minimum(below + 1, last)))
-    bright = tf.cast(data, tf.float64) > 0.1 * (lower + (upper - lower) * (place - below))
+    positive = tf.cast(tf.boolean_mask(data, data > 0), tf.float64)
+    with tf.control_dependencies([must(tf.size(positive) > 0, "have signal on the model's grid")]):
+        (most,) = percentiles(tf.identity(positive), (98.0,))
+    bright = tf.cast(data, tf.float64) > 0.1 * most
     share = tf.cast(bright, tf.float32)
     image = _coarse(tf.maximum(data, 0.0), grid.shape)
     measured: dict[str, tf.Tensor] = {}
@@ -68,14 +66,10 @@ def _correlation(image: tf.Tensor, reference: NDArray[np.float32]) -> tf.Tensor:
     return tf.where(scale > 0, tf.reduce_sum(a * b) / tf.maximum(scale, 1e-300), tf.zeros_like(scale))
 
 
-def _step(shape: tuple[int, ...]) -> int:
-    return max(1, round(max(shape) / COARSE))
-
-
 def _coarse(data: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
     """Averages over cubic blocks, the array centred in zeros where blocks do not fit."""
-    step = _step(shape)
-    before = [(-n % step) // 2 for n in shape]
+    step = block_of(shape)
+    before = [padding_of(n, step) for n in shape]
     padded = tf.pad(data, [(b, -n % step - b) for b, n in zip(before, shape, strict=True)])
     x, y, z = (-(-n // step) for n in shape)
     return tf.reduce_mean(tf.reshape(padded, (x, step, y, step, z, step)), axis=(1, 3, 5))
@@ -83,11 +77,11 @@ def _coarse(data: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
 
 def _centre(image: tf.Tensor, shape: tuple[int, ...], matrix: NDArray[np.float64]) -> tf.Tensor:
     """Intensity-weighted centre of block averages, mm."""
-    step = _step(shape)
+    step = block_of(shape)
     weights = tf.cast(image, tf.float64) / tf.reduce_sum(tf.cast(image, tf.float64))
     voxel = []
     for axis, n in enumerate(shape):
         along = tf.reduce_sum(weights, axis=[other for other in range(3) if other != axis])
-        start = (step - 1) / 2 - (-n % step) // 2
+        start = (step - 1) / 2 - padding_of(n, step)
         voxel.append(start + step * tf.reduce_sum(along * tf.range(tf.size(along), dtype=tf.float64)))
     return tf.linalg.matvec(tf.constant(matrix[:3, :3], tf.float64), tf.stack(voxel)) + matrix[:3, 3]

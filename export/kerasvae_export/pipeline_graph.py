@@ -16,6 +16,7 @@ from kerasvae.preprocess import Pipeline
 from kerasvae.preprocess.intensity import MOST_OUTSIDE, PercentileIntensity, RangeIntensity
 from kerasvae_export.contract_graph import check_contract
 from kerasvae_export.nifti_graph import Decoded, decode_nifti, must
+from kerasvae_export.percentile_graph import percentiles
 
 __all__ = ["preprocess"]
 
@@ -153,7 +154,7 @@ def _scaled(data: tf.Tensor, pipeline: Pipeline) -> tf.Tensor:
             values = tf.identity(values)
     wide = tf.cast(values, tf.float64)
     if isinstance(step, PercentileIntensity):
-        offset, high = _percentiles(wide, (step.low, step.high))
+        offset, high = percentiles(wide, (step.low, step.high))
         scale, varies = high - offset, high > offset
     elif isinstance(step, RangeIntensity):
         offset, scale = tf.constant(step.low, tf.float64), tf.constant(step.high - step.low, tf.float64)
@@ -171,17 +172,3 @@ def _scaled(data: tf.Tensor, pipeline: Pipeline) -> tf.Tensor:
     with tf.control_dependencies(checks):
         scaled = (data - tf.cast(offset, tf.float32)) * tf.cast(1 / scale, tf.float32)
     return tf.clip_by_value(scaled, 0.0, 1.0) if clip else scaled
-
-
-def _percentiles(values: tf.Tensor, percents: tuple[float, float]) -> list[tf.Tensor]:
-    """Linear interpolation between order statistics, numpy's default."""
-    ranked = tf.sort(values)
-    last = tf.cast(tf.size(ranked) - 1, tf.float64)
-    found = []
-    for percent in percents:
-        place = last * (percent / 100)
-        below = tf.floor(place)
-        lower = tf.gather(ranked, tf.cast(below, tf.int32))
-        upper = tf.gather(ranked, tf.cast(tf.minimum(below + 1, last), tf.int32))
-        found.append(lower + (upper - lower) * (place - below))
-    return found

@@ -17,12 +17,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from kerasvae.bundle import Reduced, largest_difference
+from kerasvae.bundle import Reduced, graph_file, largest_difference
 from kerasvae.errors import ArgumentError
 from kerasvae_export.parity import open_onnx, run_onnx
 from kerasvae_export.reference import rounded
 
-__all__ = ["PRECISIONS", "check_precisions", "correlations", "reduce_graphs", "write_reduced"]
+__all__ = ["PRECISIONS", "check_precisions", "correlations", "golden_difference", "reduce_graphs", "write_reduced"]
 
 PRECISIONS = ("float16", "int8")
 QUANTISED = ["Conv", "Gemm", "MatMul"]
@@ -62,16 +62,11 @@ def reduce_graphs(
         golden: Arrays of the golden case.
         first: Name of the encoder's first output.
     """
-    made, golden_difference = {}, 0.0
+    made = {}
     for part, given in (("encoder", people), ("decoder", codes)):
-        files = folder / f"{part}.onnx", folder / f"{part}.{precision}.onnx"
+        files = folder / graph_file(part), folder / graph_file(part, precision)
         write_reduced(*files, precision, given)
-        plain, few = (open_onnx(file) for file in files)
-        made[part] = run_onnx(plain, **given), run_onnx(few, **given)
-        one = {name: np.asarray(golden[name], np.float32) for name in given}
-        expected, found = run_onnx(plain, **one), run_onnx(few, **one)
-        differences = [largest_difference(found[name], value) for name, value in expected.items()]
-        golden_difference = max(golden_difference, *differences)
+        made[part] = [run_onnx(open_onnx(file), **given) for file in files]
     latents = [each[first].reshape(len(each[first]), -1) for each in made["encoder"]]
     images = [each["reconstruction"].astype(np.float64) for each in made["decoder"]]
     between = 2 * images[0].var(axis=0, ddof=1).mean()
@@ -79,8 +74,19 @@ def reduce_graphs(
         people=len(images[0]),
         latent_correlation=rounded(correlations(latents[1], latents[0])),
         reconstruction_difference=float(np.sqrt(np.square(images[1] - images[0]).mean() / max(between, 1e-30))),
-        golden_difference=golden_difference,
+        golden_difference=golden_difference(folder, precision, golden),
     )
+
+
+def golden_difference(folder: Path, precision: str, golden: Mapping[str, NDArray[Any]]) -> float:
+    """Largest difference of both graphs of a precision from the float32 ones on the golden case, in relative terms."""
+    differences = []
+    for part in ("encoder", "decoder"):
+        plain, few = (open_onnx(folder / graph_file(part, each)) for each in ("float32", precision))
+        given = {entry.name: golden[entry.name] for entry in plain.get_inputs()}
+        expected, found = run_onnx(plain, **given), run_onnx(few, **given)
+        differences += [largest_difference(found[name], value) for name, value in expected.items()]
+    return max(differences)
 
 
 def write_reduced(source: Path, target: Path, precision: str, people: Mapping[str, NDArray[Any]]) -> None:

@@ -16,11 +16,19 @@ MOST_SCORES = 1000
 """Scores of this many people at most are kept in the manifest, evenly spaced in rank."""
 
 
-def reference_of(model: VAE, given: Any, role: str, learned: NDArray[np.float32] | None) -> Reference | None:
-    """Scores of people whom no weight was fitted to; distances from those who were learned from."""
-    if given is None:
+def reference_of(
+    model: VAE, found: dict[str, NDArray[Any]] | None, role: str, learned: NDArray[np.float32] | None
+) -> Reference | None:
+    """The reference of what `VAE.score` found of people whom no weight was fitted to.
+
+    Args:
+        model: The model.
+        found: Their scores and codes; None for nobody.
+        role: Their role.
+        learned: Codes of the people learned from, (n, d), whom distances are taken from; None for the prior.
+    """
+    if found is None:
         return None
-    found = model.score(given)
     center, precision = np.zeros(model.latent_size), np.eye(model.latent_size)
     if learned is not None:
         center, precision = shrunk_precision(learned)

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -21,6 +21,7 @@ from kerasvae.preprocess import Pipeline
 from kerasvae.types import Volume
 from kerasvae_export import c_api
 from kerasvae_export.parity import TOLERANCE, onnx_differences, open_onnx, run_onnx, saved_model_differences, scan_of
+from kerasvae_export.reduce import golden_difference
 from kerasvae_export.tf_graph import faults
 
 __all__ = ["Check", "verify"]
@@ -193,12 +194,12 @@ def _tensorflow_graph(bundle: Bundle) -> tuple[bool, str]:
 
 def _tf_serving(bundle: Bundle) -> tuple[bool, str]:
     """The signatures by TensorFlow's C library, in a process without TensorFlow's Python."""
-    golden = bundle.golden()
+    golden: dict[str, Any] = bundle.golden()
     if "raw" in golden:
         golden["nifti"] = np.frombuffer(scan_of(golden), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         arrays, answers = Path(folder, "arrays.npz"), Path(folder, "answers.npz")
-        np.savez(arrays, **golden)  # type: ignore[arg-type]
+        np.savez(arrays, **golden)
         command = [sys.executable, "-I", c_api.__file__, str(bundle.saved_model), str(arrays), str(answers)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -215,12 +216,7 @@ def _fewer_bits(bundle: Bundle) -> tuple[bool | None, str]:
         return None, "the bundle has float32 graphs alone"
     golden, worst = bundle.golden(), {}
     for precision, promised in bundle.manifest.reduced.items():
-        found = 0.0
-        for part in ("encoder", "decoder"):
-            plain, few = (open_onnx(bundle.graph(part, each)) for each in ("float32", precision))
-            given = {entry.name: golden[entry.name] for entry in plain.get_inputs()}
-            expected, made = run_onnx(plain, **given), run_onnx(few, **given)
-            found = max(found, *(largest_difference(made[name], expected[name]) for name in expected))
+        found = golden_difference(bundle.path, precision, golden)
         # processors round in their own ways
         if found > 2 * promised.golden_difference + TOLERANCE:
             return (

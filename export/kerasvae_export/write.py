@@ -93,7 +93,8 @@ def export(
     arrays = golden_case(model, pipeline)
     made = made_up(model, arrays["image"])
     nearest = None if train_images is None else distance_from_training(made, train_images)
-    placed = reference_of(model, reference, reference_role, learned_codes)
+    scores = None if given is None else model.score(given)
+    placed = reference_of(model, scores, reference_role, learned_codes)
     if placed is not None:
         arrays |= golden_scores(model, arrays, placed)
     functions = graphs(model, pipeline, placed)
@@ -101,19 +102,19 @@ def export(
     with atomic_path(final, seal=MANIFEST) as folder:
         folder.mkdir()
         np.savez_compressed(folder / GOLDEN, **arrays)
-        write_saved_model(functions, folder / "saved_model" / str(version))
+        saved = folder / "saved_model" / str(version)
+        write_saved_model(functions, saved)
         metadata = _metadata(name, version, pipeline, digest)
         write_onnx(encoder_graph(model, functions["encode"]), folder / ENCODER, metadata)
         write_onnx(decoder_graph(model, functions["decode"]), folder / DECODER, metadata)
-        saved = folder / "saved_model" / str(version)
         parity = onnx_differences(folder, arrays) | saved_model_differences(saved, arrays)
         _refuse_disagreement(parity)
         asked = {key.split("/")[1] for key in parity if key.startswith("saved_model/")}
         inputs = {each: [spec.name for spec in functions[each].inputs] for each in sorted(asked)}
         write_warmup(saved, name, inputs, arrays)
         reduced = {}
-        if given is not None and quantize:
-            codes = {"z": model.score(given)["center"]} | {k: v for k, v in given.items() if k == "covariates"}
+        if given is not None and scores is not None:
+            codes = {"z": scores["center"]} | {k: v for k, v in given.items() if k == "covariates"}
             first = model.outputs_of_encoder[0].name
             reduced = {each: reduce_graphs(folder, each, given, codes, arrays, first) for each in quantize}
         manifest = Manifest(

@@ -30,12 +30,12 @@ from keras import ops
 from numpy.typing import NDArray
 
 from kerasvae.errors import ArgumentError
-from kerasvae.networks.box import MARGIN, Crop, Pad
+from kerasvae.networks.box import Crop, Pad
 from kerasvae.networks.condition import condition_input, inputs_of, with_condition
 from kerasvae.networks.core import Core
 from kerasvae.networks.refine import Refine
 from kerasvae.networks.spline import Coarse, SplineDown, SplineUp
-from kerasvae.types import Mask, box_of
+from kerasvae.types import Mask
 
 __all__ = ["linear_start", "use_core"]
 
@@ -90,7 +90,7 @@ def linear_start(
     shape, inside = _whole(encoder, mask, data_shape)
     size = 2 * len(core.axes)
     image, condition = keras.Input(shape, name="image"), condition_input(len(core.slopes))
-    lattice = _lattice(inside, core.step)
+    lattice = Coarse.of(inside, core.step)
     seen, box = image, lattice.box
     small = any(ends != (0, size) for ends, size in zip(box, shape, strict=True))
     if small:
@@ -120,8 +120,8 @@ def linear_start(
     linear_encoder = keras.Model(inputs_of(image, condition), parameters, name="encoder")
 
     z, condition = keras.Input((len(core.axes),), name="z"), condition_input(len(core.slopes))
-    size = lattice.inside.size
-    linear = keras.layers.Dense(size, trainable=False, name=DECODER_LINE)(with_condition(z, condition))
+    places = lattice.inside.size
+    linear = keras.layers.Dense(places, trainable=False, name=DECODER_LINE)(with_condition(z, condition))
     made = keras.layers.Reshape(lattice.inside.shape)(linear)
     if core.step > 1:
         made = SplineUp(lattice.mask, core.step, name=SPLINE_UP)(made)
@@ -147,7 +147,7 @@ def use_core(encoder: keras.Model, decoder: keras.Model, core: Core, mask: Mask 
         core: Its mean, axes, slopes and rotation are taken; the posterior's standard deviation stays as it is.
         mask: As for `linear_start`.
     """
-    lattice = _lattice(_whole(encoder, mask, None)[1], core.step)
+    lattice = Coarse.of(_whole(encoder, mask, None)[1], core.step)
     inside = lattice.inside
     loadings, slopes = (_spread(rows, inside) for rows in (core.axes * core.loading_scale[:, None], core.slopes))
     mean = _spread(core.mean[None], inside)[0]
@@ -180,15 +180,6 @@ def _whole(
         )
     shape = tuple(int(n) for n in shape)
     return shape, np.ones(shape, bool) if mask is None else np.asarray(mask, bool)
-
-
-def _lattice(inside: Mask, step: int) -> Coarse:
-    """Where the numbers of an axis stand: voxels of the mask's box, or coefficients of splines in it."""
-    if step > 1:
-        return Coarse.of(inside, step)
-    box = box_of(inside, MARGIN)
-    boxed = inside[tuple(slice(*ends) for ends in box)]
-    return Coarse(1, box, boxed, boxed)
 
 
 def _refined(x: keras.KerasTensor, core: Core, lattice: Coarse, filters: Sequence[int], name: str) -> keras.KerasTensor:

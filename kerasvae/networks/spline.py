@@ -65,37 +65,47 @@ class Coarse(NamedTuple):
 
     @classmethod
     def of(cls, mask: Mask, step: int) -> Coarse:
-        """The coefficients of a mask on the grid."""
-        (start, stop), *others = box_of(mask, MARGIN)
-        edge = min(start, len(mask) - stop)
-        box = [(edge, len(mask) - edge), *others]
+        """The coefficients of a mask on the grid; with a step of 1 the voxels of its box, as it is."""
+        box = box_of(mask, MARGIN)
+        if step > 1:
+            (start, stop), *others = box
+            edge = min(start, len(mask) - stop)
+            box = [(edge, len(mask) - edge), *others]
         boxed = mask[tuple(slice(*ends) for ends in box)]
-        share = boxed.astype(np.float32)[None]
-        for axis, size in enumerate(boxed.shape, start=1):
-            share = np.moveaxis(np.tensordot(share, np.square(spline_basis(size, step)), axes=(axis, 0)), -1, axis)
-        return cls(step, box, boxed, share[0] > INSIDE)
+        if step == 1:
+            return cls(step, box, boxed, boxed)
+        share = _each_axis(boxed.astype(np.float32), [np.square(spline_basis(n, step)) for n in boxed.shape])
+        return cls(step, box, boxed, share > INSIDE)
 
     def down(self, flat: Array) -> Array:
         """Coefficients (n, c) of images over mask voxels, (n, v); one image is held at a time beside them."""
-        found = np.empty((len(flat), int(self.inside.sum())), np.float32)
-        for row, values in zip(found, flat, strict=True):
-            image = np.zeros(self.mask.shape, np.float32)
-            image[self.mask] = values
-            for axis, size in enumerate(self.mask.shape):
-                image = np.moveaxis(np.tensordot(image, spline_basis(size, self.step), axes=(axis, 0)), -1, axis)
-            row[:] = image[self.inside]
-        return found
+        return _moved(flat, self.mask, self.inside, _bases(self.mask, self.step))
 
     def up(self, coefficients: Array) -> Array:
         """Images over mask voxels, (n, v), of coefficients (n, c)."""
-        found = np.empty((len(coefficients), int(self.mask.sum())), np.float32)
-        for row, values in zip(found, coefficients, strict=True):
-            image = np.zeros(self.inside.shape, np.float32)
-            image[self.inside] = values
-            for axis, size in enumerate(self.mask.shape):
-                image = np.moveaxis(np.tensordot(image, spline_basis(size, self.step).T, axes=(axis, 0)), -1, axis)
-            row[:] = image[self.mask]
-        return found
+        return _moved(coefficients, self.inside, self.mask, [basis.T for basis in _bases(self.mask, self.step)])
+
+
+def _bases(mask: Mask, step: int) -> list[NDArray[np.float32]]:
+    """One for each axis of the box, (voxels, coefficients)."""
+    return [spline_basis(size, step) for size in mask.shape]
+
+
+def _moved(rows: Array, here: Mask, there: Mask, matrices: Sequence[NDArray[np.float32]]) -> Array:
+    """Rows of values at some places of one grid to those at places of another, one row at a time."""
+    found = np.empty((len(rows), int(there.sum())), np.float32)
+    for row, values in zip(found, rows, strict=True):
+        image = np.zeros(here.shape, np.float32)
+        image[here] = values
+        row[:] = _each_axis(image, matrices)[there]
+    return found
+
+
+def _each_axis(image: Array, matrices: Sequence[NDArray[np.float32]]) -> Array:
+    """A matrix along each axis, (n, m) from n to m."""
+    for axis, matrix in enumerate(matrices):
+        image = np.moveaxis(np.tensordot(image, matrix, axes=(axis, 0)), -1, axis)
+    return image
 
 
 class _Spline(keras.layers.Layer):
@@ -114,7 +124,7 @@ class _Spline(keras.layers.Layer):
     @property
     def bases(self) -> list[NDArray[np.float32]]:
         """One for each axis, (voxels, coefficients)."""
-        return [spline_basis(size, self.step) for size in self.mask.shape]
+        return _bases(self.mask, self.step)
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from kerasvae.errors import AlignmentError
 from kerasvae.types import Array, Grid, Mask
 
-__all__ = ["Signature", "signal"]
+__all__ = ["Signature", "block_of", "padding_of", "signal"]
 
 _COARSE = 24
 """Blocks along the longest side of a block-averaged image."""
@@ -49,10 +49,10 @@ class Signature:
         """
         bright = signal(data, source=source)
         image = _coarse(np.maximum(data, 0.0))
-        count, step = bright.sum(), _block(data.shape)
+        count, step = bright.sum(), block_of(data.shape)
         weights = image / image.sum()
         # centre of the block with index 0, in voxels
-        starts = [(step - 1) / 2 - _padding(n, step) for n in data.shape]
+        starts = [(step - 1) / 2 - padding_of(n, step) for n in data.shape]
         voxel = [
             starts[axis] + step * float((weights.sum(axis=tuple({0, 1, 2} - {axis})) * np.arange(n)).sum())
             for axis, n in enumerate(image.shape)
@@ -83,20 +83,20 @@ def signal(data: Array, *, source: str = "image") -> Mask:
     return data > 0.1 * np.percentile(positive, 98)
 
 
-def _block(shape: tuple[int, ...]) -> int:
+def block_of(shape: tuple[int, ...]) -> int:
     """Voxels along the side of a block."""
     return max(1, round(max(shape) / _COARSE))
 
 
-def _padding(size: int, step: int) -> int:
+def padding_of(size: int, step: int) -> int:
     """Zeros put before an axis so that whole blocks cover it."""
     return (-size % step) // 2
 
 
 def _coarse(data: Array) -> NDArray[np.float32]:
     """Averages over cubic blocks; the array is centred in zeros where blocks do not fit."""
-    step = _block(data.shape)
-    before = [_padding(n, step) for n in data.shape]
+    step = block_of(data.shape)
+    before = [padding_of(n, step) for n in data.shape]
     padded = np.pad(data, [(b, -n % step - b) for b, n in zip(before, data.shape, strict=True)])
     x, y, z = (n // step for n in padded.shape)
     return padded.reshape(x, step, y, step, z, step).mean(axis=(1, 3, 5), dtype=np.float32)
