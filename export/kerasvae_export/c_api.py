@@ -6,14 +6,16 @@ not in Python. This file imports nothing but numpy and can be run by itself, in 
     python c_api.py SAVED_MODEL ARRAYS.npz ANSWERS.npz
 
 It calls each signature whose inputs are all among the arrays (for a string input, a uint8 vector of one string) and
-writes `signature/output` arrays.
+writes `signature/output` arrays. `answers` starts such a process: turned off, XLA stays off for the whole process.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SavedModel", "Signature"]
+__all__ = ["SavedModel", "Signature", "answers"]
 
 FLOAT, INT32, STRING, INT64 = 1, 3, 7, 9
 DTYPES = {FLOAT: np.float32, INT32: np.int32, INT64: np.int64}
@@ -231,11 +233,41 @@ def _varint(content: bytes, place: int) -> tuple[int, int]:
             return value, place
 
 
-def main(model: str, arrays: str, answers: str) -> None:
+# --- a process of its own --------------------------------------------------------------------------
+
+
+def answers(folder: Path, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """What a SavedModel answers in a process of its own.
+
+    Args:
+        folder: That of one version.
+        given: Arrays by the names of inputs; for a string input the string's bytes, as uint8. Each signature whose
+            inputs are all among them is called.
+
+    Returns:
+        Arrays by `signature/output`.
+
+    Raises:
+        RuntimeError: With the last line of the process.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        arrays, found = Path(place, "arrays.npz"), Path(place, "answers.npz")
+        np.savez(arrays, **given)  # type: ignore[arg-type]
+        command = [sys.executable, "-I", __file__, str(folder), str(arrays), str(found)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
+        return _arrays(found)
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as content:
+        return {name: content[name] for name in content.files}
+
+
+def main(model: str, arrays: str, answered: str) -> None:
     """Call each signature that the arrays suffice for."""
-    loaded = SavedModel(Path(model))
-    with np.load(arrays, allow_pickle=False) as content:
-        given = {name: content[name] for name in content.files}
+    loaded, given = SavedModel(Path(model)), _arrays(Path(arrays))
     found: dict[str, Any] = {}
     for name, signature in loaded.signatures.items():
         if signature.inputs.keys() <= given.keys():
@@ -244,7 +276,7 @@ def main(model: str, arrays: str, answers: str) -> None:
                 for key, (_, kind) in signature.inputs.items()
             }
             found |= {f"{name}/{key}": value for key, value in loaded.run(name, feeds).items()}
-    np.savez(answers, **found)
+    np.savez(answered, **found)
 
 
 if __name__ == "__main__":
