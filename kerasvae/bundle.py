@@ -41,8 +41,8 @@ __all__ = [
     "write_manifest",
 ]
 
-SCHEMA = "1.0"
-"""Version of the manifest's schema: a reader accepts any minor version of its own major version."""
+SCHEMA = "1.0.0"
+"""Semantic version of the manifest's schema: a reader accepts every version of its own major version."""
 MANIFEST, ENCODER, DECODER, GOLDEN = "manifest.json", "encoder.onnx", "decoder.onnx", "golden.npz"
 
 
@@ -89,7 +89,7 @@ class Manifest(_Part):
     """What `manifest.json` holds.
 
     Args:
-        schema_version: ``"major.minor"``.
+        schema_version: Semantic, ``"major.minor.patch"``.
         name: Name of the model.
         version: Version of the model, a positive integer; the name of the folder in `saved_model/`.
         created: ISO 8601, UTC.
@@ -265,7 +265,7 @@ def _check_schema(folder: Path, content: Any) -> None:
     if not isinstance(version, str) or version.split(".")[0] != SCHEMA.split(".")[0]:
         raise BundleError(
             folder / MANIFEST,
-            rule=f"have schema_version {SCHEMA.split('.')[0]}.x",
+            rule=f"have schema_version {SCHEMA.split('.')[0]}.x.x",
             got=repr(version),
             fix="Install the kerasvae version that wrote it, or export it again",
         )

@@ -2,24 +2,27 @@
 
 The subject is a draw from the prior, decoded: an image like those the model knows, for any modality and grid. Where the
 draw breaks the alignment contract, it is moved towards the mean of many draws until it keeps it. It is put on a lattice
-of its own, so that the whole preprocessing has work to do when it is read back.
+of its own, so that the whole preprocessing has work to do when it is read back. The codes that were drawn stand beside
+it, so that whoever has the decoder can make it again and see that it is nobody.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasvae.bundle import largest_difference
 from kerasvae.covariates import Covariates
 from kerasvae.errors import BundleError, VolumeError
 from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline, RangeIntensity, Scaling, resample
 from kerasvae.types import Array, Grid, Volume
 
-__all__ = ["distance_from_training", "golden_case", "made_up"]
+__all__ = ["TOO_CLOSE", "distance_from_draws", "distance_from_training", "golden_case", "made_up"]
 
 SEED = 152
 DRAWS = 32
@@ -34,37 +37,55 @@ TOO_CLOSE = 0.2
 def golden_case(model: VAE, pipeline: Pipeline | None) -> dict[str, Any]:
     """Arrays for `golden.npz`; see `kerasvae.bundle.Bundle.golden`."""
     typical = _typical(model)
-    drawn = model.sample(1, seed=SEED, **typical)
-    arrays: dict[str, Any] = {}
+    rows = {name: np.repeat(value, DRAWS, axis=0) for name, value in typical.items()}
+    drawn = np.concatenate([model.sample_codes(1, SEED, **typical), model.sample_codes(DRAWS, SEED + 1, **rows)])
+    decoded = model.decode(drawn, **{name: np.repeat(value, len(drawn), axis=0) for name, value in typical.items()})
+    image, arrays = decoded[:1], {}
     if pipeline is not None:
-        raw = _scan(drawn[0], _mean(model, typical), pipeline)
+        raw = _scan(decoded, pipeline)
         arrays = {"raw": raw.data, "raw_affine": raw.affine}
-        drawn = pipeline.apply(raw, check=False)[None]
-    codes = model.encode({"image": drawn, **typical})
+        image = pipeline.apply(raw, check=False)[None]
+    codes = model.encode({"image": image, **typical})
     center = np.asarray(model.posterior.center(codes))
     reconstruction = model.decode(center, **typical)
-    return {**arrays, "image": drawn, **typical, **codes, "z": center, "reconstruction": reconstruction}
+    arrays |= {"drawn": drawn, "image": image, **typical}
+    return {**arrays, **codes, "z": center, "reconstruction": reconstruction}
 
 
-def _mean(model: VAE, typical: dict[str, Any]) -> Array:
-    """The mean of many draws."""
-    rows = {name: np.repeat(value, DRAWS, axis=0) for name, value in typical.items()}
-    return model.sample(DRAWS, seed=SEED + 1, **rows).mean(axis=0)
+def distance_from_draws(golden: dict[str, NDArray], decoded: Array, pipeline: Pipeline | None) -> float:
+    """How far the golden subject is from what can be made of the codes that it is said to be drawn from.
+
+    Args:
+        golden: The arrays of `golden_case`.
+        decoded: What the decoder makes of its `drawn`, (m, *data_shape).
+        pipeline: The model's preprocessing, or None.
+
+    Returns:
+        Largest difference, relative to the largest value; infinite where shapes differ.
+    """
+    if pipeline is None:
+        return largest_difference(golden["image"], decoded[:1])
+    return min(largest_difference(golden["raw"], scan.data) for scan in _scans(decoded, pipeline))
 
 
-def _scan(drawn: Array, mean: Array, pipeline: Pipeline) -> Volume:
+def _scan(decoded: Array, pipeline: Pipeline) -> Volume:
     """The draw as a scan, moved towards the mean as far as the alignment contract asks for it."""
-    own, inside = _own_grid(pipeline), 1.0 if pipeline.mask is None else pipeline.mask
-    scans = []
-    for part, offset in product(PARTS, OFFSETS):
-        image = _in_image_units(part * drawn + (1 - part) * mean, pipeline, offset) * inside
-        scans.append(Volume(resample(image, pipeline.grid.matrix, own), own.matrix))
+    for scan in _scans(decoded, pipeline):
         try:
-            pipeline.apply(scans[-1])
+            pipeline.apply(scan)
         except VolumeError:
             continue
-        return scans[-1]
-    return scans[0]  # a model that cannot draw what it takes: its scan is of use without the contract only
+        return scan
+    return next(_scans(decoded, pipeline))  # a model that cannot draw what it takes: of use without the contract only
+
+
+def _scans(decoded: Array, pipeline: Pipeline) -> Iterator[Volume]:
+    """What is tried in turn: the first image as a scan, moved towards the mean of the others, on a background."""
+    own, inside = _own_grid(pipeline), 1.0 if pipeline.mask is None else pipeline.mask
+    mean = decoded[1:].mean(axis=0)
+    for part, offset in product(PARTS, OFFSETS):
+        image = _in_image_units(part * decoded[0] + (1 - part) * mean, pipeline, offset) * inside
+        yield Volume(resample(image, pipeline.grid.matrix, own), own.matrix)
 
 
 def _in_image_units(drawn: Array, pipeline: Pipeline, offset: float) -> Array:

@@ -16,6 +16,7 @@ from kerasvae.errors import ArgumentError, KerasVAEError
 from kerasvae.preprocess import Pipeline
 from kerasvae.types import Volume
 from kerasvae_export import c_api
+from kerasvae_export.golden import TOO_CLOSE, distance_from_draws
 from kerasvae_export.parity import TOLERANCE, onnx_differences, open_onnx, run_onnx, saved_model_differences, scan_of
 from kerasvae_export.reduce import golden_difference
 from kerasvae_export.tf_graph import faults
@@ -126,6 +127,25 @@ def _preprocessing(bundle: Bundle) -> tuple[bool | None, str]:
     return _within({"image": largest_difference(image[None], golden["image"])})
 
 
+def _nobody(bundle: Bundle) -> tuple[bool, str]:
+    """The golden subject is made of codes by the decoder, and no training image was near what the model shows."""
+    golden, config = bundle.golden(), bundle.manifest.pipeline
+    if "drawn" not in golden:
+        return False, "the golden case does not say which codes it was drawn from"
+    rows = (
+        {"covariates": np.repeat(golden["covariates"], len(golden["drawn"]), axis=0)} if "covariates" in golden else {}
+    )
+    decoded = run_onnx(open_onnx(bundle.decoder), z=golden["drawn"], **rows)["reconstruction"]
+    away = distance_from_draws(golden, decoded, None if config is None else Pipeline.from_config(config))
+    if not away <= TOLERANCE:
+        return False, f"the golden subject is not what the decoder makes of its codes: they differ by {away:.1e}"
+    nearest = bundle.manifest.golden_distance
+    if nearest is None:
+        return True, "the golden subject is a draw; it was not compared with training images, which were not at hand"
+    words = f"the nearest training image is as far as {nearest:.2f} of its distance from the mean"
+    return nearest >= TOO_CLOSE, f"the golden subject is a draw; {words}, {TOO_CLOSE} asked for"
+
+
 def _onnx_parity(bundle: Bundle) -> tuple[bool, str]:
     return _within(onnx_differences(bundle.path, bundle.golden()))
 
@@ -230,6 +250,7 @@ CHECKS: tuple[tuple[str, str | None, Callable[[Bundle], tuple[bool | None, str]]
     ("paths", None, _paths),
     ("preprocessing", None, _preprocessing),
     ("graphs", "onnx", _graphs),
+    ("nobody", "onnx", _nobody),
     ("ONNX parity", "onnx", _onnx_parity),
     ("batches", "onnx", _batches),
     ("determinism", "onnx", _determinism),

@@ -14,6 +14,7 @@ import pytest
 from kerasvae import VAE, Pipeline, dense_decoder, dense_encoder, load_recipe
 from kerasvae.bundle import file_hashes, read_bundle
 from kerasvae.errors import AlignmentError, ArgumentError, BundleError, VolumeError
+from kerasvae.preprocess import read_volume
 from kerasvae.scoring import SCORES, distance, normal_surprise, percentiles
 from kerasvae.training.train import train
 from kerasvae.types import Grid
@@ -194,6 +195,40 @@ def test_sampling_in_the_graph_is_found(bundle):
     assert {"graphs", "ONNX parity", "batches", "determinism"} <= set(failed(bundle))
 
 
+def replace_golden(bundle, change):
+    with np.load(bundle / "golden.npz") as content:
+        arrays = {name: content[name] for name in content.files}
+    change(arrays)
+    np.savez_compressed(bundle / "golden.npz", **arrays)
+    change_manifest(bundle, lambda content: None)
+
+
+def test_a_training_image_as_golden_subject_is_found(run, bundle):
+    """All that is derived from the scan agrees with it; only that it is nobody does not hold."""
+
+    def leak(arrays):
+        volume = read_volume(run.cohort.scans[0].path)
+        arrays |= {"raw": volume.data, "raw_affine": volume.affine, "image": run.pipeline.apply(volume)[None]}
+        arrays |= run.model.encode(arrays["image"])
+        arrays |= {"z": arrays["mean"], "reconstruction": run.model.decode(arrays["mean"])}
+        found = run.model.score(arrays["image"])
+        reference = read_bundle(bundle).manifest.reference
+        found["distance"] = distance(found.pop("center"), reference.center, reference.precision)
+        arrays |= found
+        arrays |= {f"{name}_percentile": percentiles(found[name], getattr(reference, name)) for name in SCORES}
+
+    replace_golden(bundle, leak)
+    assert failed(bundle) == ["nobody"]
+    assert "not what the decoder makes" in next(check.detail for check in verify(bundle, "onnx") if check.ok is False)
+    replace_golden(bundle, lambda arrays: arrays.pop("drawn"))
+    assert failed(bundle) == ["nobody"]
+
+
+def test_a_bundle_that_was_too_near_to_a_training_image_is_found(bundle):
+    change_manifest(bundle, lambda content: content.update(golden_distance=0.05))
+    assert failed(bundle) == ["nobody"]
+
+
 def test_fixed_batch_is_found(bundle):
     path = bundle / "encoder.onnx"
     model = onnx.load(path)
@@ -289,20 +324,20 @@ def test_an_engine_that_is_none(bundle):
 
 def test_schema_of_the_future(bundle):
     def newer(content):
-        content["schema_version"] = "1.9"
+        content["schema_version"] = "1.9.0"
         content["an_addition"] = {"of": "a newer version"}
 
     change_manifest(bundle, newer, rehash=False)
     assert read_bundle(bundle).manifest.name == "blobs"
-    change_manifest(bundle, lambda content: content.update(schema_version="2.0"), rehash=False)
-    with pytest.raises(BundleError, match=r"schema_version 1\.x"):
+    change_manifest(bundle, lambda content: content.update(schema_version="2.0.0"), rehash=False)
+    with pytest.raises(BundleError, match=r"schema_version 1\.x\.x"):
         read_bundle(bundle)
 
 
 def test_no_bundle_at_all(tmp_path, bundle):
     with pytest.raises(BundleError, match="no such folder"):
         read_bundle(tmp_path / "absent")
-    (bundle / "manifest.json").write_text('{"schema_version": "1.0", "name": "x"}')
+    (bundle / "manifest.json").write_text('{"schema_version": "1.0.0", "name": "x"}')
     with pytest.raises(BundleError, match=r"version of .* must be valid, but received field required"):
         read_bundle(bundle)
     (bundle / "manifest.json").write_text("{")
