@@ -30,6 +30,7 @@ __all__ = [
     "GOLDEN",
     "MANIFEST",
     "SCHEMA",
+    "SIGNATURE",
     "Bundle",
     "Manifest",
     "Reduced",
@@ -44,6 +45,8 @@ __all__ = [
 SCHEMA = "1.0.0"
 """Semantic version of the manifest's schema: a reader accepts every version of its own major version."""
 MANIFEST, ENCODER, DECODER, GOLDEN = "manifest.json", "encoder.onnx", "decoder.onnx", "golden.npz"
+SIGNATURE = "model.sig"
+"""Signature over all other files, where somebody has signed the bundle."""
 
 
 class _Part(BaseModel):
@@ -111,7 +114,7 @@ class Manifest(_Part):
         reduced: Graphs with fewer bits, by precision: `encoder.int8.onnx` and `decoder.int8.onnx`, say.
         golden_distance: Distance of the golden image from the nearest training image, relative to that image's
             distance from the mean; None where no training image was at hand.
-        sha256: Of every other file, by path.
+        sha256: Of every other file but the signature, by path.
     """
 
     schema_version: str = SCHEMA
@@ -196,7 +199,8 @@ class Bundle:
     def golden(self) -> dict[str, NDArray]:
         """Arrays of a simulated subject, made by the Keras model at export.
 
-        `raw` and `raw_affine` (a scan before preprocessing, where the bundle has a pipeline), `image` (1, *data_shape),
+        `drawn` (m, d) (the codes that it is made of), `raw` and `raw_affine` (a scan before preprocessing, where the
+        bundle has a pipeline), `image` (1, *data_shape),
         `covariates` (1, k) where the model takes them, the encoder's outputs by name (1, …), `z` (1, d),
         `reconstruction` (1, *data_shape) and, where the bundle has a reference, the scores of `kerasvae.scoring` and
         their percentiles, (1,).
@@ -279,8 +283,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 (hex) of every file of a folder but the manifest, by its path with forward slashes."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    """SHA-256 (hex) of every file of a folder but manifest and signature, by its path with forward slashes."""
+    apart = {folder / MANIFEST, folder / SIGNATURE}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in apart)
     return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
 
 

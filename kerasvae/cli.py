@@ -48,6 +48,7 @@ EXTRAS = {
     ),
     "export": ("tf2onnx", "onnx", "tensorflow_serving"),
     "serve": ("onnxruntime",),
+    "sign": ("model_signing", "OpenSSL"),
 }  # fmt: skip
 """What each extra brings, for the sentence about a missing one."""
 
@@ -230,17 +231,46 @@ def export(
 
 
 @app.command()
+def sign(
+    bundle: BundleArgument,
+    key: Annotated[
+        Path | None, typer.Option(help="Private key (PEM, elliptic curve); without it, as a person.")
+    ] = None,
+) -> None:
+    """Sign a bundle; without a key through sigstore, in a browser. Example: `kerasvae sign bundle --key key.pem`."""
+    _load_tensorflow()
+    from kerasvae_export import sign as put_signature
+
+    out.print(f"Signature: {put_signature(bundle, key)}")
+
+
+@app.command()
 def verify(
     bundle: BundleArgument,
     engine: Annotated[str, typer.Option(help="onnx, saved_model, tf_serving, or all of them.")] = "all",
+    key: Annotated[Path | None, typer.Option(help="Public key of who must have signed it.")] = None,
+    identity: Annotated[str | None, typer.Option(help="Who must have signed it through sigstore.")] = None,
+    issuer: Annotated[str | None, typer.Option(help="URL of who vouches for the identity.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Check a bundle: hashes, golden case, parity of engines and more. Example: `kerasvae verify bundle`."""
+    from kerasvae.errors import ArgumentError
+
+    if (identity is None) != (issuer is None) or (key is not None and identity is not None):
+        given = {"--key": key, "--identity": identity, "--issuer": issuer}
+        raise ArgumentError(
+            "Whose signature it must be",
+            rule="be said by --key, or by --identity and --issuer",
+            got=", ".join(name for name, value in given.items() if value is not None),
+            fix="Give one of the two",
+        )
     with err.status("Running the engines on the golden case …"):
         _load_tensorflow()
+        from kerasvae_export import Signer
         from kerasvae_export import verify as run_checks
 
-        checks = run_checks(bundle, engine)
+        by = None if key is None and identity is None else Signer(key, identity, issuer)
+        checks = run_checks(bundle, engine, signed_by=by)
     failed = [check for check in checks if check.ok is False]
     if json_:
         content = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks]

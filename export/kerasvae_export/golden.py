@@ -37,9 +37,8 @@ TOO_CLOSE = 0.2
 def golden_case(model: VAE, pipeline: Pipeline | None) -> dict[str, Any]:
     """Arrays for `golden.npz`; see `kerasvae.bundle.Bundle.golden`."""
     typical = _typical(model)
-    rows = {name: np.repeat(value, DRAWS, axis=0) for name, value in typical.items()}
-    drawn = np.concatenate([model.sample_codes(1, SEED, **typical), model.sample_codes(DRAWS, SEED + 1, **rows)])
-    decoded = model.decode(drawn, **{name: np.repeat(value, len(drawn), axis=0) for name, value in typical.items()})
+    drawn = np.concatenate([model.sample_codes(1, SEED, **typical), model.sample_codes(DRAWS, SEED + 1, **typical)])
+    decoded = model.decode(drawn, covariates=model.rows_for(len(drawn), typical.get("covariates")))
     image, arrays = decoded[:1], {}
     if pipeline is not None:
         raw = _scan(decoded, pipeline)

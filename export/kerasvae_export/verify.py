@@ -19,6 +19,7 @@ from kerasvae_export import c_api
 from kerasvae_export.golden import TOO_CLOSE, distance_from_draws
 from kerasvae_export.parity import TOLERANCE, onnx_differences, open_onnx, run_onnx, saved_model_differences, scan_of
 from kerasvae_export.reduce import golden_difference
+from kerasvae_export.signature import Signer, check_signature
 from kerasvae_export.tf_graph import faults
 
 __all__ = ["Check", "verify"]
@@ -46,15 +47,16 @@ class Check(NamedTuple):
     detail: str
 
 
-def verify(path: str | os.PathLike[str], engine: str = "all") -> list[Check]:
+def verify(path: str | os.PathLike[str], engine: str = "all", *, signed_by: Signer | None = None) -> list[Check]:
     """All checks of a bundle, in order; none stops the others.
 
     Args:
         path: The bundle's folder.
         engine: "onnx", "saved_model" or "tf_serving": leave out the checks of the others. "all": leave out none.
+        signed_by: Whose signature it must have; None: nobody's.
 
     Raises:
-        ArgumentError: If there is no such engine.
+        ArgumentError: If there is no such engine, or the key cannot be used.
         BundleError: If the folder has no readable manifest, so that nothing can be checked.
     """
     bundle = read_bundle(path, check=False)
@@ -62,9 +64,9 @@ def verify(path: str | os.PathLike[str], engine: str = "all") -> list[Check]:
         raise ArgumentError(
             "--engine", rule=f"be all, {', '.join(ENGINES)}", got=repr(engine), fix="Leave it out for all of them"
         )
-    return [
-        Check(name, *_attempt(function, bundle)) for name, of, function in CHECKS if of is None or engine in ("all", of)
-    ]
+    signature = Check("signature", *check_signature(bundle, signed_by))
+    asked = [(name, function) for name, of, function in CHECKS if of is None or engine in ("all", of)]
+    return [signature, *(Check(name, *_attempt(function, bundle)) for name, function in asked)]
 
 
 def _attempt(check: Callable[[Bundle], tuple[bool | None, str]], bundle: Bundle) -> tuple[bool | None, str]:
