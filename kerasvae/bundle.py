@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kerasvae.covariates import Covariate
+from kerasvae.covariates import FEWEST, Covariate
 from kerasvae.errors import BundleError
 from kerasvae.scoring import Reference
 from kerasvae.storage import atomic_path
@@ -29,6 +29,7 @@ __all__ = [
     "ENCODER",
     "GOLDEN",
     "MANIFEST",
+    "REFERENCE",
     "SCHEMA",
     "SIGNATURE",
     "Bundle",
@@ -45,6 +46,8 @@ __all__ = [
 SCHEMA = "1.0.0"
 """Semantic version of the manifest's schema: a reader accepts every version of its own major version."""
 MANIFEST, ENCODER, DECODER, GOLDEN = "manifest.json", "encoder.onnx", "decoder.onnx", "golden.npz"
+REFERENCE = "reference.npz"
+"""Maps of the reference people, where there are enough of them."""
 SIGNATURE = "model.sig"
 """Signature over all other files, where somebody has signed the bundle."""
 
@@ -109,7 +112,8 @@ class Manifest(_Part):
         versions: Of the packages that made the bundle.
         parity: Largest differences from the Keras model as measured at export, relative to the largest value.
         metrics: The run's figures on its test people, PCA beside them.
-        cohort: Number of people in each role, and ranges of their covariates.
+        cohort: Number of people in each role, ranges of their covariates, and what the dataset says of itself: name,
+            licence, how to acknowledge it.
         reference: Scores of people the weights were not fitted to, or None.
         reduced: Graphs with fewer bits, by precision: `encoder.int8.onnx` and `decoder.int8.onnx`, say.
         golden_distance: Distance of the golden image from the nearest training image, relative to that image's
@@ -208,12 +212,30 @@ class Bundle:
         Raises:
             BundleError: If the file cannot be read.
         """
+        return self._arrays(GOLDEN)
+
+    def maps(self) -> dict[str, NDArray]:
+        """Maps of people whom no weight was fitted to, for `kerasvae.scoring.deviation`: `mean` and `stddev`.
+
+        Raises:
+            BundleError: If there are none, or the file cannot be read.
+        """
+        if self.manifest.reference is None or self.manifest.reference.degrees is None:
+            raise BundleError(
+                self.path,
+                rule="have maps of calibration people to say where a scan deviates",
+                got="none",
+                fix=f"Export with {FEWEST} calibration people or more",
+            )
+        return self._arrays(REFERENCE)
+
+    def _arrays(self, name: str) -> dict[str, NDArray]:
         try:
-            with np.load(self.path / GOLDEN, allow_pickle=False) as content:
-                return {name: content[name] for name in content.files}
+            with np.load(self.path / name, allow_pickle=False) as content:
+                return {key: content[key] for key in content.files}
         except (OSError, ValueError) as error:
             raise BundleError(
-                self.path / GOLDEN, rule="be a readable archive of arrays", got=str(error), fix="Export again"
+                self.path / name, rule="be a readable archive of arrays", got=str(error), fix="Export again"
             ) from error
 
     def altered(self) -> list[str]:

@@ -12,6 +12,11 @@ Three scores, each larger for a more unusual person:
 
 Each is placed among people whom no weight was fitted to: its *percentile* is 100 times the part of them who score
 lower, those who score the same counting half.
+
+Voxel by voxel, a *deviation* says where: the difference between image and reconstruction, less its mean over such
+people, in its standard deviations over them, as the quantile of a standard normal distribution. With few people a
+variance is uncertain; that of a voxel borrows from those of all (Smyth 2004, Linear models and empirical Bayes methods
+for assessing differential expression in microarray experiments, Stat. Appl. Genet. Mol. Biol. 3:3, sections 4 and 6.2).
 """
 
 from __future__ import annotations
@@ -21,14 +26,28 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
+from scipy.special import digamma, ndtri, polygamma, stdtr
 
 from kerasvae.errors import ArgumentError
 from kerasvae.types import Mask
 
-__all__ = ["SCORES", "Reference", "distance", "normal_surprise", "percentiles", "residual", "shrunk_precision"]
+__all__ = [
+    "SCORES",
+    "Reference",
+    "deviation",
+    "distance",
+    "moderated_variance",
+    "normal_surprise",
+    "percentiles",
+    "residual",
+    "shrunk_precision",
+]
 
 SCORES = ("surprise", "residual", "distance")
 Numbers = NDArray[np.float64]
+LARGE = 1e6
+"""Half of as many degrees of freedom as are told apart from infinitely many."""
+TINY = float(np.finfo(np.float64).tiny)
 
 
 class Reference(BaseModel):
@@ -44,6 +63,7 @@ class Reference(BaseModel):
         precision: Inverse of the covariance of their codes, (d, d).
         sigma: Standard deviation of the noise, where posterior, prior and likelihood are normal and one σ serves all
             voxels: `normal_surprise` then gives the surprise. None for other models.
+        degrees: Degrees of freedom of the deviations' standard deviations; None where there are no maps of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -55,6 +75,7 @@ class Reference(BaseModel):
     center: tuple[float, ...]
     precision: tuple[tuple[float, ...], ...]
     sigma: float | None = None
+    degrees: float | None = None
 
 
 def residual(image: ArrayLike, reconstruction: ArrayLike, mask: Mask | None = None) -> Numbers:
@@ -138,3 +159,57 @@ def shrunk_precision(codes: ArrayLike) -> tuple[Numbers, Numbers]:
     error = (np.square(np.square(x).sum(axis=1)).sum() - n * np.square(scatter).sum()) / (n**2 * size)
     share = 1.0 if spread <= 0 else min(error, spread) / spread
     return center, np.linalg.inv(share * level * np.eye(size) + (1 - share) * scatter)
+
+
+def moderated_variance(variance: ArrayLike, degrees: float) -> tuple[Numbers, float]:
+    """Variances that borrow from each other, and their degrees of freedom.
+
+    s̃ᵥ² = (d₀ s₀² + d sᵥ²) / (d₀ + d) has d₀ + d degrees of freedom (Smyth 2004, section 4); d₀ and s₀² are found from
+    mean and variance of log sᵥ² (section 6.2). Where the variances differ by no more than chance, d₀ is infinite and
+    all become s₀².
+
+    Args:
+        variance: (v,), not negative; those that are 0 say nothing about the others.
+        degrees: d, of each.
+    """
+    from scipy.optimize import brentq  # a server, which does not come here, starts without it
+
+    variance = np.asarray(variance, np.float64)
+    known = variance[variance > 0]
+    if len(known) < 2:
+        return variance, float(degrees)
+    logs = np.log(known) - digamma(degrees / 2) + math.log(degrees / 2)
+    spread = float(logs.var(ddof=1) - polygamma(1, degrees / 2))
+    if spread <= polygamma(1, LARGE):
+        return np.full_like(variance, math.exp(logs.mean())), math.inf
+    half = brentq(lambda half: polygamma(1, half) - spread, 1e-8, LARGE)
+    center = math.exp(logs.mean() + digamma(half) - math.log(half))
+    return (2 * half * center + degrees * variance) / (2 * half + degrees), 2 * half + degrees
+
+
+def deviation(
+    image: ArrayLike, reconstruction: ArrayLike, mean: ArrayLike, stddev: ArrayLike, degrees: float
+) -> NDArray[np.float32]:
+    """How far each voxel is from its reconstruction, as a quantile of the standard normal distribution.
+
+    Φ⁻¹(T(t)) with t = (x − x̂ − m) / s, T being Student's distribution function with `degrees` degrees of freedom.
+
+    Args:
+        image: (n, *data_shape).
+        reconstruction: The same.
+        mean: m, mean of x − x̂ over people whom no weight was fitted to, (*data_shape).
+        stddev: s, the standard deviation of a new person's x − x̂, (*data_shape); 0 where nothing is said.
+        degrees: Of `stddev`; may be infinite.
+
+    Returns:
+        The same shape as `image`; 0 where `stddev` is 0.
+
+    >>> deviation([[1.0, 3.0]], [[0.0, 0.0]], [0.0, 0.0], [1.0, 0.0], math.inf).tolist()
+    [[1.0, 0.0]]
+    """
+    stddev = np.asarray(stddev, np.float64)
+    away = np.asarray(image, np.float64) - np.asarray(reconstruction, np.float64) - np.asarray(mean, np.float64)
+    t = np.divide(away, stddev, out=np.zeros_like(away), where=stddev > 0)
+    # far out a probability near 1 has no digits left, one near 0 has
+    z = t if math.isinf(degrees) else -np.sign(t) * ndtri(np.maximum(stdtr(degrees, -np.abs(t)), TINY))
+    return z.astype(np.float32)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from kerasvae.bundle import Manifest
 
 __all__ = ["model_card"]
@@ -28,14 +30,15 @@ def model_card(manifest: Manifest) -> str:
         "for the study of individual differences. Not a medical device; not for diagnosis.",
         _cohort(manifest.cohort),
         _figures(manifest.metrics),
+        _reference(manifest),
         _parity(manifest),
+        _reduced(manifest),
         "## Limits\n\n"
         "- A scan from another scanner, protocol, age range or preparation than the cohort's may get misleading "
         "latents. The alignment contract refuses scans that are plainly misplaced; it cannot see everything.\n"
         "- The axes of a latent space are not identifiable: another training gives other axes for the same people.\n"
         "- Figures above are from one division of one cohort.",
-        "## Data\n\nThe licence and consent of the training images govern what may be done with this model; "
-        "no training image is in this folder.",
+        _data(manifest.cohort.get("data", {})),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -109,3 +112,48 @@ def _parity(manifest: Manifest) -> str:
         "## Agreement with the Keras model\n\nLargest difference on a simulated subject, relative to the largest "
         f"value.\n\n| output | difference |\n|---|---|\n{rows}"
     )
+
+
+def _reference(manifest: Manifest) -> str:
+    """What a new scan is placed among."""
+    placed = manifest.reference
+    if placed is None:
+        return "## Reference\n\nNone: scores of a new scan cannot be placed among those of other people."
+    rows = []
+    for name, unit in (("surprise", "nats"), ("residual", "model units"), ("distance", "")):
+        low, middle, high = np.percentile(getattr(placed, name), [5, 50, 95])
+        rows.append(f"| {name}{', ' if unit else ''}{unit} | {low:.4g} | {middle:.4g} | {high:.4g} |")
+    maps = "" if placed.degrees is None else " Maps of deviation are measured by what their reconstructions miss."
+    return (
+        f"## Reference\n\nA new scan is placed among {placed.people} {placed.role} people, to whom no weight was "
+        f"fitted.{maps}\n\n| score | 5 % | median | 95 % |\n|---|---|---|---|\n" + "\n".join(rows)
+    )
+
+
+def _reduced(manifest: Manifest) -> str:
+    """How far graphs with fewer bits follow."""
+    if not manifest.reduced:
+        return ""
+    rows = "\n".join(
+        f"| {name} | {min(each.latent_correlation):.4f} | {each.reconstruction_difference:.2%} |"
+        for name, each in manifest.reduced.items()
+    )
+    people = next(iter(manifest.reduced.values())).people
+    return (
+        f"## Fewer bits\n\nOn {people} people: the least correlation of a latent with the float32 graph's, and the "
+        "difference of reconstructions in parts of that between two people.\n\n"
+        f"| precision | correlation | difference |\n|---|---|---|\n{rows}"
+    )
+
+
+def _data(about: dict[str, str]) -> str:
+    """Whose images they were, and what that permits."""
+    lines = [f"Trained on {about['Name']}."] if "Name" in about else []
+    licence = about.get("License", "")
+    lines.append(f"Licence of the data: {licence}." if licence else "The data state no licence.")
+    lines += [f"Acknowledge: {about['HowToAcknowledge']}."] if "HowToAcknowledge" in about else []
+    lines += [f"DOI: {about['DatasetDOI']}."] if "DatasetDOI" in about else []
+    rest = (
+        "Licence and consent of the training images govern what may be done with this model; no training image is here."
+    )
+    return f"## Data\n\n{' '.join(lines)} {rest}"

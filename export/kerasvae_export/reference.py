@@ -7,10 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasvae.covariates import FEWEST
 from kerasvae.models import VAE
-from kerasvae.scoring import SCORES, Reference, distance, percentiles, shrunk_precision
+from kerasvae.scoring import SCORES, Reference, distance, moderated_variance, percentiles, shrunk_precision
+from kerasvae.types import Mask
 
-__all__ = ["golden_scores", "reference_of", "rounded"]
+__all__ = ["deviation_maps", "golden_scores", "reference_of", "rounded"]
+
+BATCH = 8
+MOST_DEGREES = 1e6
+"""JSON has no infinity; Student's distribution is a normal one long before."""
 
 MOST_SCORES = 1000
 """Scores of this many people at most are kept in the manifest, evenly spaced in rank."""
@@ -44,6 +50,38 @@ def reference_of(
         precision=tuple(rounded(row) for row in precision),
         sigma=None if sigma is None else float(sigma),
     )
+
+
+def deviation_maps(
+    model: VAE, given: dict[str, NDArray[Any]], mask: Mask | None
+) -> tuple[dict[str, NDArray[np.float32]], float] | None:
+    """Mean and standard deviation of what reconstructions of new people miss, voxel by voxel.
+
+    Args:
+        model: The model.
+        given: Inputs of n people whom no weight was fitted to.
+        mask: Voxels that count, (*data_shape); None: all.
+
+    Returns:
+        `mean` and `stddev` for `kerasvae.scoring.deviation`, (*data_shape), and their degrees of freedom. None where
+        there are too few people for a map not to point to one of them.
+    """
+    people = len(given["image"])
+    if people < FEWEST:
+        return None
+    total, squares = (np.zeros(model.data_shape) for _ in range(2))
+    for start in range(0, people, BATCH):
+        part = {name: value[start : start + BATCH] for name, value in given.items()}
+        missed = part["image"].astype(np.float64) - model.reconstruct(part)
+        total += missed.sum(axis=0)
+        squares += np.square(missed).sum(axis=0)
+    inside = np.ones(model.data_shape, bool) if mask is None else mask
+    mean = np.where(inside, total / people, 0)
+    variance = np.maximum(squares - people * np.square(mean), 0)[inside] / (people - 1)
+    moderated, degrees = moderated_variance(variance, people - 1)
+    stddev = np.zeros(model.data_shape)
+    stddev[inside] = np.sqrt(moderated * (1 + 1 / people))  # the mean is uncertain too
+    return {"mean": mean.astype(np.float32), "stddev": stddev.astype(np.float32)}, min(degrees, MOST_DEGREES)
 
 
 def golden_scores(model: VAE, golden: dict[str, Any], reference: Reference) -> dict[str, NDArray[np.float32]]:

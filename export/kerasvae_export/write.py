@@ -19,6 +19,7 @@ from kerasvae.bundle import (
     ENCODER,
     GOLDEN,
     MANIFEST,
+    REFERENCE,
     Manifest,
     Tensor,
     write_manifest,
@@ -35,7 +36,7 @@ from kerasvae_export.graphs import graphs
 from kerasvae_export.onnx import OPSET, decoder_graph, encoder_graph, write_onnx
 from kerasvae_export.parity import TOLERANCE, onnx_differences, saved_model_differences
 from kerasvae_export.reduce import check_precisions, reduce_graphs
-from kerasvae_export.reference import golden_scores, reference_of
+from kerasvae_export.reference import deviation_maps, golden_scores, reference_of
 from kerasvae_export.saved_model import write_saved_model
 from kerasvae_export.warmup import write_warmup
 
@@ -95,6 +96,9 @@ def export(
     nearest = None if train_images is None else distance_from_training(made, train_images)
     scores = None if given is None else model.score(given)
     placed = reference_of(model, scores, reference_role, learned_codes)
+    maps = None if given is None else deviation_maps(model, given, None if pipeline is None else pipeline.mask)
+    if placed is not None and maps is not None:
+        placed = placed.model_copy(update={"degrees": maps[1]})
     if placed is not None:
         arrays |= golden_scores(model, arrays, placed)
     functions = graphs(model, pipeline, placed)
@@ -102,6 +106,8 @@ def export(
     with atomic_path(final, seal=MANIFEST) as folder:
         folder.mkdir()
         np.savez_compressed(folder / GOLDEN, **arrays)
+        if maps is not None:
+            np.savez_compressed(folder / REFERENCE, **maps[0])  # type: ignore[arg-type]
         saved = folder / "saved_model" / str(version)
         write_saved_model(functions, saved)
         metadata = _metadata(name, version, pipeline, digest)
@@ -272,7 +278,8 @@ def _cohort(run: Run) -> dict[str, Any]:
         column: _summary([scan.covariates.get(column, "") for scan in run.cohort.scans])
         for column in run.recipe.cohort.covariates
     }
-    return {"people": run.split.counts(), "scans": len(run.cohort), "covariates": covariates}
+    counts = {"people": run.split.counts(), "scans": len(run.cohort)}
+    return counts | {"covariates": covariates, "data": run.cohort.about()}
 
 
 def _summary(cells: Sequence[str]) -> dict[str, Any]:

@@ -111,13 +111,23 @@ class Cohort:
 
     def units(self) -> dict[str, str]:
         """Unit of each column for which `participants.json` beside the table states one."""
+        columns = self._beside("participants.json").items()
+        return {name: str(about["Units"]) for name, about in columns if isinstance(about, dict) and "Units" in about}
+
+    def about(self) -> dict[str, str]:
+        """What `dataset_description.json` beside the table says of the data: `Name`, `License` and the like (BIDS)."""
+        found = self._beside("dataset_description.json")
+        known = ("Name", "License", "HowToAcknowledge", "DatasetDOI")
+        return {name: found[name] for name in known if isinstance(found.get(name), str) and found[name].strip()}
+
+    def _beside(self, name: str) -> dict[str, Any]:
+        """A JSON object in the cohort's folder; empty where there is none."""
         folder = self.source if self.source.is_dir() else self.source.parent
         try:
-            content = json.loads((folder / "participants.json").read_text(encoding="utf-8"))
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        columns = content.items() if isinstance(content, dict) else ()
-        return {name: str(about["Units"]) for name, about in columns if isinstance(about, dict) and "Units" in about}
+        return content if isinstance(content, dict) else {}
 
     def scans_of(self, split: Split, *roles: str) -> list[Scan]:
         """The scans of the people who have one of these roles, in order."""

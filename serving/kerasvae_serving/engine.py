@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import cached_property
 from pathlib import Path
@@ -9,16 +10,19 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
 from kerasvae.bundle import Manifest, largest_difference, read_bundle
 from kerasvae.covariates import Covariates
 from kerasvae.errors import ArgumentError, BundleError
 from kerasvae.preprocess import Pipeline
-from kerasvae.types import Array
+from kerasvae.scoring import deviation, distance, normal_surprise, percentiles, residual
+from kerasvae.types import Array, Mask, Volume
 
 __all__ = ["Engine"]
 
+SCAN = (str, os.PathLike, Volume, SpatialImage)
 TOLERANCE = 1e-3
 """Largest accepted difference from the golden case, relative to the largest value: engines and processors differ."""
 
@@ -86,42 +90,112 @@ class Engine:
         """What the model takes beside the image; None: nothing."""
         return Covariates(self.manifest.covariates) if self.manifest.covariates else None
 
-    def encode(self, image: NDArray, covariates: Any = None) -> dict[str, NDArray]:
+    def prepare(self, image: Any, *, check: bool = True) -> Array:
+        """What the model is given for what its users have.
+
+        Args:
+            image: A scan (a path, a `Volume` or a nibabel image), a list of scans, or preprocessed images,
+                (n, *data_shape), which stay as they are.
+            check: False skips the alignment contract of scans.
+
+        Returns:
+            (n, *data_shape).
+
+        Raises:
+            VolumeError: If a scan cannot be used.
+            ArgumentError: If the shape is wrong.
+        """
+        if isinstance(image, SCAN):
+            image = [image]
+        if isinstance(image, list | tuple) and image and isinstance(image[0], SCAN):
+            image = np.stack([self.pipeline.apply(scan, check=check) for scan in image])
+        return _checked("image", image, self.manifest.data_shape, "Apply the engine's pipeline first")
+
+    def encode(self, image: Any, covariates: Any = None, *, check: bool = True) -> dict[str, NDArray]:
         """The encoder's deterministic outputs by name, each (n, …), in the manifest's order and dtypes.
 
         Args:
-            image: Preprocessed images, (n, *data_shape).
+            image: Scans or preprocessed images, see `prepare`.
             covariates: For a model that takes them: a table, column name to n cells, or numbers of shape (n, k); see
                 `kerasvae.covariates.Covariates.matrix`.
+            check: False skips the alignment contract of scans.
 
         Raises:
+            VolumeError: If a scan cannot be used.
             ArgumentError: If a shape is wrong, or a covariate is missing or outside its rule.
         """
-        found = self._run(self._encoder, "image", image, self.manifest.data_shape, covariates)
+        x = self.prepare(image, check=check)
+        found = self._run(self._encoder, {"image": x}, covariates)
         return {output.name: found[output.name] for output in self.manifest.outputs}
 
     def decode(self, z: NDArray, covariates: Any = None) -> Array:
         """The mean image of each code: (n, latent_size) to (n, *data_shape); covariates as for `encode`."""
-        return self._run(self._decoder, "z", z, (self.manifest.latent_size,), covariates)["reconstruction"]
+        codes = _checked("z", z, (self.manifest.latent_size,), "Give one row a code")
+        return self._run(self._decoder, {"z": codes}, covariates)["reconstruction"]
 
-    def reconstruct(self, image: NDArray, covariates: Any = None) -> Array:
-        """The deterministic reconstruction: (n, *data_shape) to the same; covariates as for `encode`."""
-        return self.decode(self.encode(image, covariates)[self.manifest.outputs[0].name], covariates)
+    def reconstruct(self, image: Any, covariates: Any = None, *, check: bool = True) -> Array:
+        """The deterministic reconstruction on the model's grid, (n, *data_shape); arguments as for `encode`."""
+        x = self.prepare(image, check=check)
+        return self.decode(self._center(self.encode(x, covariates)), covariates)
 
-    def encode_scan(self, scan: Any, covariates: Any = None, *, check: bool = True) -> dict[str, NDArray]:
-        """The outputs for one scan, each without the batch axis.
+    def score(self, image: Any, covariates: Any = None, *, check: bool = True) -> dict[str, NDArray[np.float64]]:
+        """How unusual each image is among the bundle's reference people; arguments as for `encode`.
 
-        Args:
-            scan: A path, a `Volume` or a nibabel image.
-            covariates: For a model that takes them: their values by name, or numbers of shape (1, k).
-            check: False skips the alignment contract.
+        Returns:
+            Arrays (n,): `residual` (model units), `distance`, `surprise` (nats; only of models with normal posterior,
+            prior and likelihood and one σ, of others the SavedModel gives it), and of each its `…_percentile`, 0 to
+            100. See `kerasvae.scoring`.
 
         Raises:
-            VolumeError: If the scan cannot be used.
-            ArgumentError: If a covariate is missing or outside its rule.
+            BundleError: If the bundle has no reference people.
         """
-        outputs = self.encode(self.pipeline.apply(scan, check=check)[None], covariates)
-        return {name: value[0] for name, value in outputs.items()}
+        reference = self.manifest.reference
+        if reference is None:
+            raise BundleError(
+                self.path,
+                rule="have reference people to score a scan among",
+                got="none",
+                fix="Export a run with calibration people",
+            )
+        x = self.prepare(image, check=check)
+        codes = self.encode(x, covariates)
+        center = self._center(codes)
+        made, mask = self.decode(center, covariates), self._mask
+        found = {
+            "residual": residual(x, made, mask),
+            "distance": distance(center, reference.center, reference.precision),
+        }
+        if reference.sigma is not None:
+            found["surprise"] = normal_surprise(x, made, codes["mean"], codes["stddev"], reference.sigma, mask)
+        places = {f"{name}_percentile": percentiles(found[name], getattr(reference, name)) for name in found}
+        return found | places
+
+    def deviation_map(self, image: Any, covariates: Any = None, *, check: bool = True) -> Array:
+        """Where and how far each image differs from its reconstruction more than the reference people's do.
+
+        Returns:
+            On the model's grid, (n, *data_shape), as quantiles of the standard normal distribution; 0 outside the mask.
+            `engine.pipeline.invert` puts one into a scan's own space. See `kerasvae.scoring.deviation`.
+
+        Raises:
+            BundleError: If the bundle has no maps of reference people.
+        """
+        maps, reference = self._maps, self.manifest.reference
+        x = self.prepare(image, check=check)
+        degrees = math.inf if reference is None or reference.degrees is None else reference.degrees
+        return deviation(x, self.reconstruct(x, covariates), maps["mean"], maps["stddev"], degrees)
+
+    def _center(self, codes: dict[str, NDArray]) -> NDArray:
+        """The code that stands for a person: the encoder's first output."""
+        return codes[self.manifest.outputs[0].name]
+
+    @property
+    def _mask(self) -> Mask | None:
+        return None if self.manifest.pipeline is None else self.pipeline.mask
+
+    @cached_property
+    def _maps(self) -> dict[str, NDArray]:
+        return self._bundle.maps()
 
     @cached_property
     def _encoder(self) -> onnxruntime.InferenceSession:
@@ -139,18 +213,11 @@ class Engine:
             raise BundleError(path, rule="be a graph ONNX Runtime can load", got=reason, fix="Export again") from error
 
     def _run(
-        self, session: onnxruntime.InferenceSession, name: str, value: NDArray, shape: tuple[int, ...], covariates: Any
+        self, session: onnxruntime.InferenceSession, given: dict[str, Array], covariates: Any
     ) -> dict[str, NDArray]:
-        value = np.ascontiguousarray(value, dtype=np.float32)
-        if value.shape[1:] != shape or not len(value):
-            raise ArgumentError(
-                name,
-                rule=f"have shape (n, {', '.join(map(str, shape))}) with n at least 1",
-                got=value.shape,
-                fix="Apply the engine's pipeline first" if name == "image" else "Give one row a code",
-            )
         names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, {name: value, **self._given(covariates, len(value))}), strict=True))
+        rows = len(next(iter(given.values())))
+        return dict(zip(names, session.run(names, given | self._given(covariates, rows)), strict=True))
 
     def _given(self, covariates: Any, rows: int) -> dict[str, NDArray[np.float32]]:
         """The input `covariates`, where the model has it."""
@@ -179,3 +246,11 @@ class Engine:
                     got=f"a difference of {difference:.1e}",
                     fix="Check the ONNX Runtime version and provider, or export again",
                 )
+
+
+def _checked(name: str, value: Any, shape: tuple[int, ...], fix: str) -> Array:
+    value = np.ascontiguousarray(value, dtype=np.float32)
+    if value.shape[1:] != shape or not len(value):
+        rule = f"have shape (n, {', '.join(map(str, shape))}) with n at least 1"
+        raise ArgumentError(name, rule=rule, got=value.shape, fix=fix)
+    return value

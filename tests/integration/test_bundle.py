@@ -31,6 +31,8 @@ def run(tmp_path_factory):
     recipe = folder / "blobs.toml"
     recipe.write_text(BLOB_RECIPE.replace("check_alignment = false", "check_alignment = true"))
     make_blob_cohort(folder / "cohort", 20)
+    about = {"Name": "Blobs", "License": "CC0-1.0", "HowToAcknowledge": "Kindly", "Authors": ["A. Nobody"]}
+    (folder / "cohort" / "dataset_description.json").write_text(json.dumps(about))
     return train(
         load_recipe(recipe, ["training.epochs=2", "cohort.bad_images=skip"]), folder / "cohort", folder / "run"
     )
@@ -80,7 +82,11 @@ def test_bundle_holds_what_it_says(run, exported):
     assert set(manifest.parity) == {"onnx/mean", "onnx/stddev", "onnx/reconstruction"} | {
         f"saved_model/{signature}/{name}" for signature, names in signatures.items() for name in names
     }
-    assert f"{run.metrics['explained_variance_pca']:.3f}" in (exported / "MODEL_CARD.md").read_text()
+    card = (exported / "MODEL_CARD.md").read_text()
+    assert f"{run.metrics['explained_variance_pca']:.3f}" in card
+    assert "Trained on Blobs. Licence of the data: CC0-1.0. Acknowledge: Kindly." in card
+    assert f"among {manifest.reference.people} calibration people" in card
+    assert "Not a medical device" in card
 
 
 def test_nothing_in_a_bundle_points_to_a_person(run, exported):
@@ -430,7 +436,7 @@ def test_scans_that_do_not_fit_are_named(exported, run, tmp_path):
     assert list(left_out) == [str(broken)]
     assert len(table.read_text().splitlines()) == 2
     with pytest.raises(AlignmentError):
-        Engine(exported).encode_scan(shifted)
+        Engine(exported).encode(shifted)
     with pytest.raises(ArgumentError, match="exist"):
         encode_files(Engine(exported), [tmp_path / "absent.nii"], table)
     (tmp_path / "empty").mkdir()

@@ -91,8 +91,8 @@ def test_engine_and_model_agree(run, bundle):
     engine, known = Engine(bundle), {"age": scan.covariates["age"], "sex": scan.covariates["sex"]}
     volume = run.pipeline.apply(scan.path)[None]
     expected = run.model.encode({"image": volume, "covariates": known})["mean"]
-    np.testing.assert_allclose(engine.encode_scan(scan.path, known)["mean"], expected[0], rtol=1e-4, atol=1e-5)
-    other = engine.encode_scan(scan.path, {**known, "age": 68})["mean"]
+    np.testing.assert_allclose(engine.encode(scan.path, known)["mean"][0], expected[0], rtol=1e-4, atol=1e-5)
+    other = engine.encode(scan.path, {**known, "age": 68})["mean"][0]
     assert np.abs(other - expected[0]).max() > 1e-4
     with pytest.raises(ArgumentError, match="be given with every image: age, sex"):
         engine.encode(volume)

@@ -56,8 +56,7 @@ def test_real_brains(name, data_folder, tmp_path):
     assert again.model.reconstruct(volumes).shape == volumes.shape
     export_run(again, tmp_path / "bundle")
     assert [check.name for check in verify(tmp_path / "bundle") if check.ok is not True] == FLOAT32_ALONE
-    outputs = [Engine(tmp_path / "bundle").encode_scan(scan.path) for scan in scans]
+    outputs = Engine(tmp_path / "bundle").encode([scan.path for scan in scans])
     expected = again.model.encode(volumes)
     for output in ("mean", "stddev"):
-        found = np.stack([each[output] for each in outputs])
-        np.testing.assert_allclose(found, expected[output], atol=1e-3 * np.abs(expected[output]).max())
+        np.testing.assert_allclose(outputs[output], expected[output], atol=1e-3 * np.abs(expected[output]).max())

@@ -8,7 +8,15 @@ from sklearn.covariance import LedoitWolf
 from kerasvae import VAE, NormalLikelihood, dense_decoder, dense_encoder
 from kerasvae.distributions import BernoulliLikelihood
 from kerasvae.errors import ArgumentError
-from kerasvae.scoring import distance, normal_surprise, percentiles, residual, shrunk_precision
+from kerasvae.scoring import (
+    deviation,
+    distance,
+    moderated_variance,
+    normal_surprise,
+    percentiles,
+    residual,
+    shrunk_precision,
+)
 
 RNG = np.random.default_rng(6)
 
@@ -67,3 +75,48 @@ def test_other_likelihoods_are_scored_too():
     found, codes, made = model.score(x), model.encode(x), model.reconstruct(x)
     kl = 0.5 * (codes["mean"] ** 2 + codes["stddev"] ** 2 - 1 - 2 * np.log(codes["stddev"])).sum(1)
     np.testing.assert_allclose(found["surprise"], kl - stats.bernoulli(made).logpmf(x).sum(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("prior", "level", "people"), [(8.0, 0.3, 6), (40.0, 2.0, 20)])
+def test_variances_borrow_as_much_as_they_are_alike(prior, level, people):
+    true = level * prior / RNG.chisquare(prior, 200_000)
+    seen = true * RNG.chisquare(people - 1, len(true)) / (people - 1)
+    moderated, degrees = moderated_variance(seen, people - 1)
+    assert degrees - people + 1 == pytest.approx(prior, rel=0.05)
+    expected = (prior * level + (people - 1) * seen) / (prior + people - 1)
+    np.testing.assert_allclose(moderated, expected, rtol=0.02)
+    # and a new value is then distributed as Student says
+    t = RNG.standard_normal(len(true)) * np.sqrt(true) / np.sqrt(moderated)
+    assert stats.kstest(t, stats.t(degrees).cdf).pvalue > 1e-3
+    plain = RNG.standard_normal(len(true)) * np.sqrt(true) / np.sqrt(seen)
+    assert stats.kstest(plain, stats.t(degrees).cdf).pvalue < 1e-6
+
+
+def test_equal_variances_become_one():
+    seen = 2.0 * RNG.chisquare(7, 500) / 7
+    seen = seen if np.log(seen).var() < stats.loggamma(3.5).var() else np.sort(seen)[25:-25]
+    moderated, degrees = moderated_variance(seen, 7)
+    assert degrees == np.inf
+    assert np.ptp(moderated) == 0
+    assert moderated[0] == pytest.approx(2.0, rel=0.15)
+    found, degrees = moderated_variance([0.0, 0.0], 7)
+    assert (found.tolist(), degrees) == ([0.0, 0.0], 7)
+    found, _ = moderated_variance([0.0, 1.0, 5.0, 0.2, 9.0, 0.05], 3)
+    assert (found > 0).all()
+
+
+@pytest.mark.parametrize("degrees", [4.0, 30.0, np.inf])
+def test_deviations_are_normal_quantiles(degrees):
+    x, made, mean = (RNG.standard_normal((5, 3, 4)) for _ in range(3))
+    stddev = RNG.uniform(0.5, 2, (3, 4))
+    stddev[1, 2] = 0
+    found = deviation(x, made, mean[0], stddev, degrees)
+    with np.errstate(divide="ignore"):
+        t = (x - made - mean[0]) / stddev
+    expected = np.where(
+        stddev > 0, stats.norm.ppf(stats.t(degrees).cdf(t) if np.isfinite(degrees) else stats.norm.cdf(t)), 0
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    far = deviation([[1e9, -1e9]], [[0, 0]], [0, 0], [1, 1], degrees)
+    assert np.isfinite(far).all()
+    assert far[0, 0] == -far[0, 1] > 8
