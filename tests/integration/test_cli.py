@@ -12,7 +12,9 @@ import pytest
 from kerasvae_export.verify import CHECKS
 from tests.conftest import BLOB_RECIPE, make_blob_cohort
 
-COMMANDS = ("simulate", "train", "evaluate", "report", "export", "verify", "encode", "demo")
+COMMANDS = (
+    "simulate", "train", "evaluate", "report", "stability", "export", "sign", "verify", "deploy", "encode", "demo",
+)  # fmt: skip
 
 
 def kerasvae(*arguments, cwd=None):
@@ -58,7 +60,7 @@ def test_json_is_all_that_is_printed(job):
     assert metrics == json.loads((folder / "run" / "metrics.json").read_text())
     checks = json.loads(outcomes["verify"].stdout)
     assert checks["ok"] is True
-    assert [check["name"] for check in checks["checks"]] == [name for name, *_ in CHECKS]
+    assert [check["name"] for check in checks["checks"]] == ["signature", *(name for name, *_ in CHECKS)]
 
 
 def test_latents_of_the_scans_that_were_given(job):

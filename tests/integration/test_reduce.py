@@ -14,7 +14,7 @@ from kerasvae.networks import fit_core, linear_start
 from kerasvae_export import export, verify
 from kerasvae_export.reduce import correlations
 from kerasvae_serving import Engine
-from tests.integration.test_bundle import change_manifest, failed
+from tests.broken import change_manifest, failed
 
 SHAPE = (7, 8, 6)
 PEOPLE = np.random.default_rng(5).standard_normal((30, *SHAPE)).cumsum(1).cumsum(2).astype("f4")
