@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import onnxruntime
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerasvae.bundle import DECODER, ENCODER, largest_difference
+from kerasvae.preprocess.nifti import image_of, sform_code_of
 from kerasvae_export.contract_graph import OUT_OF_PLACE
 
 __all__ = ["TOLERANCE", "onnx_differences", "open_onnx", "run_onnx", "saved_model_differences", "scan_of"]
@@ -44,10 +44,7 @@ def onnx_differences(folder: Path, golden: dict[str, NDArray]) -> dict[str, floa
 
 def scan_of(golden: dict[str, NDArray]) -> bytes:
     """The golden scan as a NIfTI file."""
-    image = nibabel.Nifti1Image(golden["raw"], golden["raw_affine"])
-    image.set_sform(golden["raw_affine"], code=1)
-    image.header.set_xyzt_units("mm")
-    content: bytes = image.to_bytes()
+    content: bytes = image_of(golden["raw"], golden["raw_affine"], sform_code_of("native")).to_bytes()
     return content
 
 

@@ -16,7 +16,7 @@ from kerasvae.preprocess.orient import orientation_of
 from kerasvae.storage import atomic_path
 from kerasvae.types import Affine, Volume
 
-__all__ = ["as_volume", "read_volume", "write_volume"]
+__all__ = ["as_volume", "image_of", "read_volume", "sform_code_of", "write_volume"]
 
 MAX_VOXELS = 2**29
 """Largest image that is read, in voxels (2 GiB as float32; about 0.3 mm over a head)."""
@@ -104,19 +104,24 @@ def write_volume(path: str | os.PathLike[str], data: NDArray, affine: Affine, *,
         ArgumentError: If the name has another ending.
         StorageError: If it could not be written; what stood there before is untouched.
     """
-    import nibabel
-
     final = Path(path)
     if not final.name.endswith((".nii", ".nii.gz")):
         raise ArgumentError("path", rule="end in .nii or .nii.gz", got=final.name, fix="Change its ending")
-    image = nibabel.Nifti1Image(np.asarray(data, dtype=np.float32), np.asarray(affine, dtype=np.float64))
-    image.set_sform(affine, code=sform_code_of(space))
-    image.set_qform(None, code=0)
-    image.header.set_xyzt_units("mm")
-    content = image.to_bytes()
+    content = image_of(data, affine, sform_code_of(space)).to_bytes()
     with atomic_path(final) as temporary:
         temporary.write_bytes(gzip.compress(content, 6, mtime=0) if final.name.endswith(".gz") else content)
     return final
+
+
+def image_of(data: NDArray, affine: Affine, sform_code: int) -> Any:
+    """A nibabel Nifti1Image, float32, that says in which space its millimetres are counted, and has no qform."""
+    import nibabel
+
+    image = nibabel.Nifti1Image(np.asarray(data, dtype=np.float32), np.asarray(affine, dtype=np.float64))
+    image.set_sform(affine, code=sform_code)
+    image.set_qform(None, code=0)
+    image.header.set_xyzt_units("mm")
+    return image
 
 
 def sform_code_of(space: str) -> int:

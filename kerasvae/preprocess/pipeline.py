@@ -21,7 +21,7 @@ from kerasvae.errors import ArgumentError, KerasVAEError, VolumeError, nearest
 from kerasvae.preprocess.alignment import AlignmentContract
 from kerasvae.preprocess.grid import fit_to_shape, named_grid, unfit_from_shape
 from kerasvae.preprocess.intensity import Intensity, PercentileIntensity, Scaling
-from kerasvae.preprocess.nifti import as_volume, sform_code_of
+from kerasvae.preprocess.nifti import as_volume, image_of, sform_code_of
 from kerasvae.preprocess.orient import orientation_of
 from kerasvae.preprocess.resample import Interpolation, resample, smooth
 from kerasvae.types import Array, Grid, Mask, Volume, pack_mask, unpack_mask
@@ -173,8 +173,6 @@ class Pipeline(BaseModel):
         Raises:
             ArgumentError: If the map has another shape.
         """
-        import nibabel
-
         volume = as_volume(image)
         if np.shape(values) != self.grid.shape:
             raise ArgumentError(
@@ -191,11 +189,7 @@ class Pipeline(BaseModel):
             ras = unfit_from_shape(data, own.shape)
         affine = volume.affine if volume.native_affine is None else volume.native_affine
         native = np.ascontiguousarray(orientation_of(affine).from_ras(ras))
-        result = nibabel.Nifti1Image(native, affine)
-        result.set_sform(affine, code=volume.sform_code or sform_code_of("native"))
-        result.set_qform(None, code=0)
-        result.header.set_xyzt_units("mm")
-        return result
+        return image_of(native, affine, volume.sform_code or sform_code_of("native"))
 
     def with_mask(self, mask: Mask | None) -> Self:
         """The same pipeline with another mask."""
