@@ -3,7 +3,9 @@
 A graph that repeats Keras's order of axes spends most of its time on transposes: ONNX convolves (batch, channels, x, y,
 z), Keras (batch, x, y, z, channels). Here a network is written layer by layer in ONNX's order. Where channels and
 places are joined to a vector or taken out of one, the rows or columns of the dense layer beside it are put in the
-other order instead. Group normalisation becomes one normalisation of (batch, groups, rest).
+other order instead. Group normalisation becomes one normalisation of (batch, groups, rest). A volume of one channel is
+convolved as slices, two-dimensionally, each with its neighbours as channels. Where the last doubling of a decoder is
+followed by a convolution to one channel, both are computed on the smaller lattice: see `halves`.
 
 A network with a layer that is not known here raises `NotKnownError`, and is left to tf2onnx.
 """
@@ -17,6 +19,7 @@ import keras
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from kerasvae_export.halves import doubling_chain, write_chain
 from kerasvae_export.keras_layers import KERAS_LAYERS
 from kerasvae_export.onnx_builder import Graph, NotKnownError, Value, sliced
 from kerasvae_export.own_layers import OWN_LAYERS
@@ -73,14 +76,29 @@ def _walk(graph: Graph, network: keras.Model, inputs: list[Value]) -> list[Value
     if not hasattr(network, "_nodes_by_depth"):
         raise NotKnownError(f"{type(network).__name__}, which is no functional model")
     known = {id(tensor): value for tensor, value in zip(network.inputs, inputs, strict=True)}
-    for depth in sorted(network._nodes_by_depth, reverse=True):
-        for node in network._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            given = [known[id(tensor)] for tensor in node.input_tensors]
+    nodes = [node for depth in sorted(network._nodes_by_depth, reverse=True) for node in network._nodes_by_depth[depth]]
+    consumers = _consumers(network, nodes)
+    written: set[int] = set()
+    for node in nodes:
+        if node.is_input or id(node) in written:
+            continue
+        given = [known[id(tensor)] for tensor in node.input_tensors]
+        if chain := doubling_chain(node, consumers):
+            written.update(map(id, chain))
+            known[id(chain[-1].outputs[0])] = write_chain(graph, chain, given[0])
+        else:
             made = _write(graph, node, given)
             known.update({id(tensor): value for tensor, value in zip(node.outputs, made, strict=True)})
     return [known[id(tensor)] for tensor in network.outputs]
+
+
+def _consumers(network: keras.Model, nodes: list[Any]) -> dict[int, list[Any]]:
+    """The nodes that take each tensor, by its id; an output of the network is taken by nobody here."""
+    found: dict[int, list[Any]] = {}
+    for node in nodes:
+        for tensor in node.input_tensors:
+            found.setdefault(id(tensor), []).append(node)
+    return found | {id(tensor): [] for tensor in network.outputs}
 
 
 def _write(graph: Graph, node: Any, given: list[Value]) -> list[Value]:

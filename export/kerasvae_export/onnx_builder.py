@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -13,11 +13,33 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-__all__ = ["Graph", "Handlers", "NotKnownError", "Value", "activated", "product", "registry", "sliced"]
+__all__ = [
+    "Graph",
+    "Handlers",
+    "Layout",
+    "NotKnownError",
+    "Value",
+    "activated",
+    "axes_of",
+    "product",
+    "registry",
+    "sliced",
+]
 
 
 class NotKnownError(Exception):
     """A layer, or a setting of one, that this module does not write."""
+
+
+Layout = Literal["last", "first", "slices"]
+"""Where a tensor has its channels: after the axes of space, before them, or after the first of them. The last is for
+volumes as slices: what is done to a slice is done to (batch · x, channels, y, z), as to so many images."""
+
+
+def axes_of(layout: Layout, rank: int) -> list[int]:
+    """Keras's axes, without the batch's, in the order that a layout has them; the channels' is number `rank`."""
+    space = list(range(rank))
+    return {"last": [*space, rank], "first": [rank, *space], "slices": [0, rank, *space[1:]]}[layout]
 
 
 @dataclass(frozen=True)
@@ -27,14 +49,28 @@ class Value:
     Attributes:
         name: In the graph.
         shape: As Keras has it, without the batch axis; channels last where it has any.
-        first: Whether the graph holds it with channels first.
+        layout: As the graph has it.
         order: Of a vector: the place in Keras of each element of the graph's, or None where they are the same.
     """
 
     name: str
     shape: tuple[int, ...]
-    first: bool = False
+    layout: Layout = "last"
     order: NDArray[np.int64] | None = None
+
+    @property
+    def axes(self) -> list[int]:
+        """Keras's axes in the graph's order."""
+        return axes_of(self.layout, len(self.shape) - 1)
+
+    @property
+    def channels(self) -> int:
+        """Place of the channels among the graph's axes, the batch's being 0."""
+        return 1 + self.axes.index(len(self.shape) - 1)
+
+    def named(self, name: str) -> Value:
+        """What was done to each number, or to each channel."""
+        return replace(self, name=name)
 
 
 class Graph:
@@ -62,32 +98,37 @@ class Graph:
         """Reshape all but the batch axis."""
         return self.add("Reshape", [name, self.constant([-1 if -1 not in shape else 0, *shape], np.int64)])
 
+    def per_channel(self, values: Any, x: Value) -> str:
+        """A constant with a number for each channel of a value."""
+        rank = len(x.shape) - 1
+        return self.constant(np.reshape(values, [-1 if axis == rank else 1 for axis in x.axes]))
+
     def plain(self, value: Value) -> Value:
         """The value in Keras's order."""
-        if value.order is not None:
-            back = np.argsort(value.order)
-            return Value(self.add("Gather", [value.name, self.constant(back, np.int64)], axis=1), value.shape)
-        if not value.first:
-            return value
-        rank = len(value.shape)
-        if value.shape[-1] == 1 or math.prod(value.shape[:-1]) == 1:
-            return Value(self.reshape(value.name, value.shape), value.shape)
-        return Value(self.add("Transpose", [value.name], perm=[0, *range(2, rank + 1), 1]), value.shape)
+        return self.turned(value, "last")
 
     def first(self, value: Value) -> Value:
         """The value with channels first."""
-        value = value if value.first else self.plain(value)
-        if value.first or len(value.shape) < 2:
+        return self.turned(value, "first")
+
+    def turned(self, value: Value, layout: Layout) -> Value:
+        """The value in a layout."""
+        if value.order is not None:
+            back = np.argsort(value.order)
+            value = Value(self.add("Gather", [value.name, self.constant(back, np.int64)], axis=1), value.shape)
+        if value.layout == layout or len(value.shape) < 2:
             return value
-        if value.name in self.dense:  # a vector that becomes features is made in the graph's order at once
+        shape, target = value.shape, axes_of(layout, len(value.shape) - 1)
+        sizes = [shape[axis] for axis in target]
+        if value.layout == "last" and value.name in self.dense:
+            # a vector that becomes features is made in the graph's order at once
             before, layer = self.dense[value.name]
-            order = np.moveaxis(np.arange(math.prod(value.shape)).reshape(value.shape), -1, 0).ravel()
-            made = product(self, before, layer, order)
-            return Value(self.reshape(made.name, [value.shape[-1], *value.shape[:-1]]), value.shape, True)
-        rank, turned = len(value.shape), (value.shape[-1], *value.shape[:-1])
-        if value.shape[-1] == 1 or math.prod(value.shape[:-1]) == 1:
-            return Value(self.reshape(value.name, turned), value.shape, True)
-        return Value(self.add("Transpose", [value.name], perm=[0, rank, *range(1, rank)]), value.shape, True)
+            order = np.arange(math.prod(shape)).reshape(shape).transpose(target).ravel()
+            return Value(self.reshape(product(self, before, layer, order).name, sizes), shape, layout)
+        if [axis for axis in target if shape[axis] > 1] == [axis for axis in value.axes if shape[axis] > 1]:
+            return Value(self.reshape(value.name, sizes), shape, layout)
+        perm = [0, *(1 + value.axes.index(axis) for axis in target)]
+        return Value(self.add("Transpose", [value.name], perm=perm), shape, layout)
 
 
 Handler = Callable[[Graph, Any, list[Value]], Value]
@@ -135,11 +176,11 @@ def activated(graph: Graph, x: Value, activation: Any) -> Value:
         made = graph.add(_SIMPLE[name], [x.name])
     else:
         raise NotKnownError(f"the activation {name!r}")
-    return Value(made, x.shape, x.first, x.order)
+    return x.named(made)
 
 
-def sliced(graph: Graph, name: str, ends: Sequence[tuple[int, int]], axis: int) -> str:
+def sliced(graph: Graph, name: str, ends: Sequence[tuple[int, int]], axis: int, step: int = 1) -> str:
     """Slices along the axes from `axis` on."""
     starts, stops = zip(*ends, strict=True)
-    axes = list(range(axis, axis + len(ends)))
-    return graph.add("Slice", [name, *(graph.constant(each, np.int64) for each in (starts, stops, axes))])
+    parts = (starts, stops, range(axis, axis + len(ends)), [step] * len(ends))
+    return graph.add("Slice", [name, *(graph.constant(list(part), np.int64) for part in parts[: 3 + (step > 1)])])

@@ -14,7 +14,7 @@ from kerasvae.networks.linear import Gate, Spread
 from kerasvae.networks.refine import MAPS, SOFT, Refine
 from kerasvae.networks.spline import SplineDown, SplineUp
 from kerasvae_export.keras_layers import convolved
-from kerasvae_export.onnx_builder import Graph, Value, activated, registry, sliced
+from kerasvae_export.onnx_builder import Graph, Layout, Value, activated, axes_of, registry, sliced
 
 __all__ = ["OWN_LAYERS"]
 
@@ -37,9 +37,8 @@ def _pad(graph: Graph, layer: Pad, given: list[Value]) -> Value:
 
 @writes(Gate)
 def _gate(graph: Graph, layer: Gate, given: list[Value]) -> Value:
-    x = graph.first(given[0]) if len(given[0].shape) > 1 else graph.plain(given[0])
-    gate = np.asarray(layer.gate).reshape(-1, *[1] * (len(x.shape) - 1))
-    return Value(graph.add("Mul", [x.name, graph.constant(gate)]), x.shape, x.first)
+    x = graph.plain(given[0]) if len(given[0].shape) == 1 else given[0]
+    return x.named(graph.add("Mul", [x.name, graph.per_channel(layer.gate, x)]))
 
 
 @writes(Spread)
@@ -61,20 +60,32 @@ def _refine(graph: Graph, layer: Refine, given: list[Value]) -> Value:
     moved = graph.add("Sub", [x.name, graph.constant(np.asarray(layer.mean))])
     deviation = graph.add("Mul", [moved, graph.constant(inside / unit)])
     relative = graph.add("Mul", [deviation, graph.constant(1 / (stddev + SOFT))])
-    seen = [graph.reshape(each, [1, *x.shape]) for each in (deviation, relative)]
-    features = Value(graph.add("Concat", seen, axis=1), (*x.shape, 2), True)
+    layout: Layout = "slices" if len(x.shape) == 3 else "first"
+    axes = axes_of(layout, len(x.shape))
+    seen = [graph.reshape(each, [(*x.shape, 1)[axis] for axis in axes]) for each in (deviation, relative)]
+    name = graph.add("Concat", seen, axis=1 + axes.index(len(x.shape)))
     kernel = np.moveaxis(np.asarray(layer.first.kernel), (-1, -2), (0, 1))
+    features = Value(name, (*x.shape, 2), layout)
     own = convolved(graph, layer.first, features, kernel[:, :-MAPS], np.asarray(layer.first.bias))
-    shared = graph.constant(np.moveaxis(maps, -1, 0)[None])
-    constant = convolved(graph, layer.first, Value(shared, maps.shape, True), kernel[:, -MAPS:], None)
-    made = Value(graph.add("Add", [own.name, constant.name]), own.shape, True)
+    shared = Value(graph.constant(maps.transpose(axes)[None]), maps.shape, layout)
+    constant = convolved(graph, layer.first, shared, kernel[:, -MAPS:], None)
+    made = own.named(graph.add("Add", [own.name, constant.name]))
     for dense in (*layer.hidden, layer.last):
-        made = activated(graph, made, layer.activate)
-        weights = np.asarray(dense.kernel).T[(..., *[None] * len(x.shape))]
-        inputs = [made.name, graph.constant(weights), graph.constant(np.asarray(dense.bias))]
-        made = Value(graph.add("Conv", inputs), (*x.shape, weights.shape[0]), True)
+        made = _mixed(graph, activated(graph, made, layer.activate), np.asarray(dense.kernel), np.asarray(dense.bias))
     correction = graph.add("Mul", [graph.reshape(made.name, x.shape), graph.constant(inside * unit)])
     return Value(graph.add("Add", [x.name, correction]), x.shape)
+
+
+def _mixed(graph: Graph, x: Value, kernel: NDArray[Any], bias: NDArray[Any]) -> Value:
+    """A dense layer on the channels of every place: kernel (in, out)."""
+    sizes, out = x.shape[:-1], kernel.shape[1]
+    name = x.name if x.layout == "first" else graph.reshape(x.name, [len(kernel), *sizes[1:]])
+    weights = kernel.T[(..., *[None] * (len(sizes) - (x.layout == "slices")))]
+    name = graph.add("Conv", [name, graph.constant(weights), graph.constant(bias)])
+    shape = (*sizes, out)
+    if x.layout == "slices":
+        name = graph.reshape(name, [shape[axis] for axis in x.axes])
+    return Value(name, shape, x.layout)
 
 
 @writes(SplineDown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from kerasvae.types import Array, Mask, Volume
 
 __all__ = ["Engine"]
 
+TOGETHER = 2**18
+"""Numbers of images that one call of ONNX Runtime gets, unless one image has more."""
 SCAN = (str, os.PathLike, Volume, SpatialImage)
 TOLERANCE = 1e-3
 """Largest accepted difference from the golden case, relative to the largest value: engines and processors differ."""
@@ -32,7 +35,7 @@ class Engine:
 
     Args:
         path: The bundle's folder.
-        threads: Threads of one call; 0 lets ONNX Runtime choose.
+        threads: Threads of one call, each with volumes of its own; a call with one volume uses them all for it.
         providers: ONNX Runtime execution providers; by default the CPU.
         precision: "float32", or one that the bundle has graphs of: "float16", "int8".
         check: Compare the hash of every file and run the golden case first.
@@ -51,14 +54,13 @@ class Engine:
         check: bool = True,
     ) -> None:
         self._bundle = read_bundle(path, check=check)
-        self._graphs = [self._bundle.graph(part, precision) for part in ("encoder", "decoder")]
+        self._graphs = {part: self._bundle.graph(part, precision) for part in ("encoder", "decoder")}
+        self._sessions: dict[tuple[str, int], onnxruntime.InferenceSession] = {}
         few = self.manifest.reduced.get(precision)
         self._tolerance = TOLERANCE if few is None else TOLERANCE + 2 * few.golden_difference
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
-        self._options.log_severity_level = 3
-        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._providers = list(providers)
+        if threads < 1:
+            raise ArgumentError("threads", rule="be 1 or more", got=threads, fix="Give the number of cores")
+        self._threads, self._providers = threads, list(providers)
         if check:
             self._self_test()
 
@@ -125,13 +127,13 @@ class Engine:
             ArgumentError: If a shape is wrong, or a covariate is missing or outside its rule.
         """
         x = self.prepare(image, check=check)
-        found = self._run(self._encoder, {"image": x}, covariates)
+        found = self._run("encoder", {"image": x}, covariates)
         return {output.name: found[output.name] for output in self.manifest.outputs}
 
     def decode(self, z: NDArray, covariates: Any = None) -> Array:
         """The mean image of each code: (n, latent_size) to (n, *data_shape); covariates as for `encode`."""
         codes = _checked("z", z, (self.manifest.latent_size,), "Give one row a code")
-        return self._run(self._decoder, {"z": codes}, covariates)["reconstruction"]
+        return self._run("decoder", {"z": codes}, covariates)["reconstruction"]
 
     def reconstruct(self, image: Any, covariates: Any = None, *, check: bool = True) -> Array:
         """The deterministic reconstruction on the model's grid, (n, *data_shape); arguments as for `encode`."""
@@ -197,27 +199,46 @@ class Engine:
     def _maps(self) -> dict[str, NDArray]:
         return self._bundle.maps()
 
-    @cached_property
-    def _encoder(self) -> onnxruntime.InferenceSession:
-        return self._session(self._graphs[0])
+    def _session(self, part: str, threads: int) -> onnxruntime.InferenceSession:
+        if (part, threads) not in self._sessions:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            options.log_severity_level = 3
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            path = self._graphs[part]
+            try:
+                made = onnxruntime.InferenceSession(str(path), options, providers=self._providers)
+            except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+                reason = str(error).splitlines()[0]
+                rule = "be a graph ONNX Runtime can load"
+                raise BundleError(path, rule=rule, got=reason, fix="Export again") from error
+            self._sessions[part, threads] = made
+        return self._sessions[part, threads]
 
-    @cached_property
-    def _decoder(self) -> onnxruntime.InferenceSession:
-        return self._session(self._graphs[1])
-
-    def _session(self, path: Path) -> onnxruntime.InferenceSession:
-        try:
-            return onnxruntime.InferenceSession(str(path), self._options, providers=self._providers)
-        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
-            reason = str(error).splitlines()[0]
-            raise BundleError(path, rule="be a graph ONNX Runtime can load", got=reason, fix="Export again") from error
-
-    def _run(
-        self, session: onnxruntime.InferenceSession, given: dict[str, Array], covariates: Any
-    ) -> dict[str, NDArray]:
-        names = [output.name for output in session.get_outputs()]
+    def _run(self, part: str, given: dict[str, Array], covariates: Any) -> dict[str, NDArray]:
+        """The outputs of a graph, a few rows at a time: what a thread works on then stays in its cache."""
         rows = len(next(iter(given.values())))
-        return dict(zip(names, session.run(names, given | self._given(covariates, rows)), strict=True))
+        given = given | self._given(covariates, rows)
+        step = max(1, TOGETHER // math.prod(self.manifest.data_shape))
+        starts = range(0, rows, step)
+        session = self._session(part, self._threads if len(starts) == 1 else 1)
+        names = [output.name for output in session.get_outputs()]
+
+        def run(start: int) -> list[NDArray]:
+            found: list[NDArray] = session.run(names, {key: x[start : start + step] for key, x in given.items()})
+            return found
+
+        if len(starts) == 1:
+            parts = [run(0)]
+        elif self._threads == 1:
+            parts = [run(start) for start in starts]
+        else:
+            parts = list(self._workers.map(run, starts))
+        return {name: np.concatenate(each) for name, each in zip(names, zip(*parts, strict=True), strict=True)}
+
+    @cached_property
+    def _workers(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, "engine")
 
     def _given(self, covariates: Any, rows: int) -> dict[str, NDArray[np.float32]]:
         """The input `covariates`, where the model has it."""

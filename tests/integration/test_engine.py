@@ -46,6 +46,18 @@ def test_scans_in_any_form_are_what_the_pipeline_makes_of_them(made):
             engine.encode(wrong)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_stay_in_order_however_they_are_shared_out(made, monkeypatch, threads):
+    model, _, _, images, engine = made
+    monkeypatch.setattr("kerasvae_serving.engine.TOGETHER", 2 * images[0].size)
+    shared = Engine(engine.path, threads=threads)
+    for rows in (images, images[:5], images[:1]):
+        np.testing.assert_allclose(shared.encode(rows)["mean"], model.encode(rows)["mean"], atol=1e-5)
+        np.testing.assert_allclose(shared.reconstruct(rows), model.reconstruct(rows), atol=1e-5)
+    with pytest.raises(ArgumentError, match="threads must be 1 or more"):
+        Engine(engine.path, threads=0)
+
+
 def test_scores_are_the_saved_models(made):
     _, _, paths, images, engine = made
     saved = tf.saved_model.load(str(engine.path / "saved_model" / "1"))
