@@ -55,7 +55,7 @@ def run(folder: Path, *, work: Path, epochs: int = EPOCHS) -> list[Row]:
     bundle = _bundle(source, images, work)
     peers = _environment(work)
     rows = [*_speed(source.model, images, bundle, peers, work), *_few_bits(bundle), *_files(paths)]
-    rows += [_first_answer(bundle, paths[0]), _caught(bundle, source)]
+    rows += [_first_answer(bundle, source.scan), _caught(bundle, source)]
     versions = {name: version(name) for name in PACKAGES} | _versions(peers)
     return [row | {"versions": versions} for row in rows]
 
@@ -73,11 +73,11 @@ def _judged(row: Row, ok: bool) -> Row:
 
 def _source(folder: Path, work: Path, epochs: int) -> tuple[Source, NDArray[np.float32], list[Path]]:
     """The trained model, everyone's images, first those it learned from, and all files."""
-    cohort = Cohort.read(folder, select={"suffix": "T1w", "desc": "brain"}, covariates=["age"])
+    cohort = Cohort.read(folder, select={"suffix": "T1w", "desc": "brain"}, exclude={"qc": ["fail"]})
     paths = [Path(scan.path) for scan in cohort.scans]
     chosen = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))[: LEARNING + REFERENCE]]
     pipeline = fit_pipeline(chosen[:LEARNING], grid=network.grid(), intensity={"kind": "zscore"})
-    images = np.stack([pipeline.apply(path) for path in chosen])
+    images = np.stack([pipeline.apply(path, check=False) for path in chosen])
     model, weights = network.model(pipeline.mask), work / f"epochs{epochs}.weights.h5"
     if not weights.is_file():
         print(f"training for {epochs} epochs", flush=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kerasvae_export.onnx_builder import Graph, Layout, NotKnownError, Value, activated, product, registry, sliced
 
-__all__ = ["KERAS_LAYERS", "convolved"]
+__all__ = ["KERAS_LAYERS", "convolved", "group_normalised"]
 
 KERAS_LAYERS, writes = registry()
 _L = keras.layers
@@ -208,22 +208,29 @@ def _check_convolution(layer: Any) -> None:
 
 @writes(_L.GroupNormalization)
 def _group_normalisation(graph: Graph, layer: Any, given: list[Value]) -> Value:
-    x = given[0] if given[0].layout == "slices" else graph.first(given[0])
-    channels = x.shape[-1]
-    groups = channels if layer.groups == -1 else layer.groups
+    (x,) = given
     if layer.axis not in (-1, len(x.shape)):
         raise NotKnownError("a group normalisation along places")
-    gamma = np.asarray(layer.gamma) if layer.scale else np.ones(channels)
+    groups = x.shape[-1] if layer.groups == -1 else layer.groups
+    gamma, beta = (layer.gamma if layer.scale else None), (layer.beta if layer.center else None)
+    return group_normalised(graph, x, groups, layer.epsilon, gamma, beta)
+
+
+def group_normalised(graph: Graph, x: Value, groups: int, epsilon: float, gamma: Any, beta: Any) -> Value:
+    """Each group of channels with mean 0 and variance 1, then times gamma and plus beta, where they are not None."""
+    x = x if x.layout == "slices" else graph.first(x)
+    channels = x.shape[-1]
     if x.layout == "slices":
-        x = _even_slices(graph, x, gamma.reshape(groups, -1), float(layer.epsilon))
+        slopes = np.ones(channels) if gamma is None else np.asarray(gamma)
+        x = _even_slices(graph, x, slopes.reshape(groups, -1), float(epsilon))
     else:
         rows = graph.add("Reshape", [x.name, graph.constant([0, groups, -1], np.int64)])
         ones, zeros = graph.constant(np.ones(groups)), graph.constant(np.zeros(groups))
-        even = graph.add("InstanceNormalization", [rows, ones, zeros], epsilon=float(layer.epsilon))
+        even = graph.add("InstanceNormalization", [rows, ones, zeros], epsilon=float(epsilon))
         x = x.named(graph.reshape(even, [channels, *x.shape[:-1]]))
-        if layer.scale:
+        if gamma is not None:
             x = x.named(graph.add("Mul", [x.name, graph.per_channel(gamma, x)]))
-    return x.named(graph.add("Add", [x.name, graph.per_channel(layer.beta, x)])) if layer.center else x
+    return x if beta is None else x.named(graph.add("Add", [x.name, graph.per_channel(beta, x)]))
 
 
 def _even_slices(graph: Graph, x: Value, gamma: NDArray[Any], epsilon: float) -> Value:

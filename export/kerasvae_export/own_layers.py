@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from kerasvae.networks.box import Crop, Pad
 from kerasvae.networks.linear import Gate, Spread
+from kerasvae.networks.norm import GroupNorm
 from kerasvae.networks.refine import MAPS, SOFT, Refine
 from kerasvae.networks.spline import SplineDown, SplineUp
-from kerasvae_export.keras_layers import convolved
+from kerasvae_export.keras_layers import convolved, group_normalised
 from kerasvae_export.onnx_builder import Graph, Layout, Value, activated, axes_of, registry, sliced
 
 __all__ = ["OWN_LAYERS"]
@@ -39,6 +40,11 @@ def _pad(graph: Graph, layer: Pad, given: list[Value]) -> Value:
 def _gate(graph: Graph, layer: Gate, given: list[Value]) -> Value:
     x = graph.plain(given[0]) if len(given[0].shape) == 1 else given[0]
     return x.named(graph.add("Mul", [x.name, graph.per_channel(layer.gate, x)]))
+
+
+@writes(GroupNorm)
+def _group_norm(graph: Graph, layer: GroupNorm, given: list[Value]) -> Value:
+    return group_normalised(graph, given[0], layer.groups, layer.epsilon, layer.gamma, layer.beta)
 
 
 @writes(Spread)

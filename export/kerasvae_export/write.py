@@ -257,7 +257,8 @@ def _refuse_disagreement(parity: dict[str, float]) -> None:
             f"The exported graph's output {worst}",
             rule=f"agree with the Keras model within {TOLERANCE:g} of the largest value",
             got=f"{parity[worst]:.2e}",
-            fix="Check custom layers of the networks: what they do must be TensorFlow operations",
+            fix="Check custom layers of the networks: what they do must be TensorFlow operations. Of Keras's own, "
+            "GroupNormalization loses digits on large images: kerasvae.networks.GroupNorm does not",
         )
 
 

@@ -8,6 +8,7 @@ import pytest
 from onnx import helper
 
 from kerasvae.networks import (
+    GroupNorm,
     Refine,
     conv_decoder,
     conv_encoder,
@@ -90,6 +91,7 @@ MODELS = {
     "a small transposed kernel": lambda: model_of(L.Conv2DTranspose(3, 2, strides=3, padding="same", use_bias=False)),
     "a transposed kernel without strides": lambda: model_of(L.Conv2DTranspose(3, 3, padding="same")),
     "batch normalisation": lambda: model_of(L.BatchNormalization(), L.Conv2D(2, 3), L.BatchNormalization(scale=False)),
+    "our group norm": lambda: model_of(L.Conv2D(6, 3), GroupNorm(3, epsilon=0.01), L.Conv2D(2, 3)),
     "instance normalisation": lambda: model_of(L.GroupNormalization(groups=-1, epsilon=0.01, center=False)),
     "flattened and normalised": lambda: model_of(L.Conv2D(3, 3), L.Flatten(), L.BatchNormalization(), L.Dense(4)),
     "flattened and kept": lambda: model_of(L.Conv2D(3, 3), L.Flatten(), L.Activation("tanh")),
@@ -107,6 +109,81 @@ MODELS = {
     "cropped": lambda: model_of(L.Conv2D(3, 1), L.Cropping2D(((1, 2), (0, 1)))),
     "features and a vector reshaped": lambda: model_of(L.Conv2D(3, 3), L.Reshape((2, 18)), L.Flatten(), L.Dense(3)),
 }
+
+
+VOLUMES = {
+    "odd sizes, stride 2": lambda: model_of(
+        L.Conv3D(4, 3, strides=2, padding="same"), L.Conv3D(3, 3), shape=(7, 6, 5, 1)
+    ),
+    "pairs of slices": lambda: model_of(
+        L.Conv3D(4, 3, strides=2, padding="same", activation="relu"),
+        L.GroupNormalization(2, epsilon=0.01, center=False),
+        L.Conv3D(6, 3, strides=2, padding="same"),
+        L.GroupNormalization(3, epsilon=0.01, scale=False),
+        L.Flatten(),
+        L.Dense(3),
+        shape=(8, 6, 5, 1),
+    ),
+    "dilation, no padding, wide kernels": lambda: model_of(
+        L.Conv3D(2, 3, dilation_rate=2),
+        L.Conv3D(3, (4, 1, 2), padding="same"),
+        L.Conv3D(2, 5, padding="same"),
+        shape=(9, 7, 6, 1),
+    ),
+    "beyond the volume": lambda: model_of(
+        L.Conv3D(3, 5, padding="same"), L.Conv3D(2, 3, padding="same"), shape=(1, 4, 2, 1)
+    ),
+    "batch normalisation and crops": lambda: model_of(
+        L.Conv3D(3, 3),
+        L.BatchNormalization(),
+        L.LeakyReLU(0.1),
+        L.Cropping3D(((0, 1), (1, 0), (1, 1))),
+        L.Conv3D(2, 2),
+        shape=(6, 6, 6, 1),
+    ),
+    "left as slices": lambda: model_of(L.Conv3D(3, 3), shape=(6, 5, 4, 1)),
+    "doubled and narrowed": lambda: model_of(
+        L.Conv3DTranspose(4, 3, strides=2, padding="same", activation="elu"),
+        L.Cropping3D(((0, 1), (0, 0), (0, 1))),
+        L.Activation("tanh"),
+        L.Conv3D(1, 3, padding="same", activation="sigmoid"),
+        shape=(3, 4, 5, 2),
+    ),
+    "doubled, cropped before, narrowed": lambda: model_of(
+        L.Conv3DTranspose(4, 3, strides=2, padding="same", use_bias=False),
+        L.Cropping3D(((1, 0), (0, 0), (0, 1))),
+        L.Conv3D(1, 3, padding="same", use_bias=False),
+        shape=(3, 4, 5, 2),
+    ),
+    "doubled, normalised, narrowed": lambda: model_of(
+        L.Conv2DTranspose(4, 3, strides=2, padding="same"), L.BatchNormalization(), L.Conv2D(1, 3, padding="same")
+    ),
+    "doubled, narrowed to two": lambda: model_of(
+        L.Conv2DTranspose(4, 3, strides=2, padding="same"), L.Conv2D(2, 3, padding="same")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VOLUMES)
+def test_volumes_as_slices_and_halves(name):
+    check(VOLUMES[name]())
+
+
+def test_what_is_doubled_and_used_twice():
+    vector = keras.Input((3, 4, 2))
+    up = L.Conv2DTranspose(3, 3, strides=2, padding="same")(vector)
+    narrow = L.Conv2D(1, 3, padding="same")
+    check(keras.Model(vector, L.Add()([narrow(up), L.Conv2D(1, 1)(up)])))
+    one = L.Conv2DTranspose(1, 3, strides=2, padding="same")(vector)
+    again = L.Conv2D(1, 3, padding="same")
+    check(keras.Model(vector, again(again(one))))
+
+
+def test_slices_join():
+    image = keras.Input((6, 5, 4, 1))
+    a, b = L.Conv3D(4, 3, padding="same")(image), L.Conv3D(4, 1)(image)
+    joined = L.Concatenate()([L.Multiply()([a, b]), L.Subtract()([a, b]), L.Add()([a, image])])
+    check(keras.Model(image, L.Dense(3)(L.Concatenate()([L.Flatten()(joined), L.Flatten()(image)]))))
 
 
 @pytest.mark.parametrize("name", MODELS)

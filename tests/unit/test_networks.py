@@ -8,7 +8,15 @@ from scipy import stats
 from kerasvae.distributions import NormalLikelihood
 from kerasvae.errors import ArgumentError
 from kerasvae.models import VAE
-from kerasvae.networks import conv_decoder, conv_encoder, dense_decoder, dense_encoder, fit_core, linear_start
+from kerasvae.networks import (
+    GroupNorm,
+    conv_decoder,
+    conv_encoder,
+    dense_decoder,
+    dense_encoder,
+    fit_core,
+    linear_start,
+)
 
 RNG = np.random.default_rng(2)
 
@@ -146,3 +154,28 @@ def test_dense_networks_begin_as_their_seed_says_whatever_the_global_one():
         assert 0.1 < same.std() < 1
     encoder = weights(3, 0)
     assert not np.array_equal(encoder[1], weights(4, 0)[1])
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (5, 4, 8), (3, 4, 5, 8)])
+def test_group_norm_is_kerass(shape):
+    x = np.random.default_rng(0).normal(3, 2, (4, *shape)).astype("f4")
+    ours, peer = GroupNorm(4, epsilon=0.01), keras.layers.GroupNormalization(4, epsilon=0.01)
+    for layer in (ours, peer):
+        layer.build(x.shape)
+        layer.set_weights([np.arange(8) - 3.0, np.arange(8) / 5])
+    np.testing.assert_allclose(ours(x), peer(x), atol=2e-5)
+    again = GroupNorm.from_config(ours.get_config())
+    assert (again.groups, again.epsilon) == (4, 0.01)
+
+
+def test_group_norm_keeps_the_digits_of_a_large_volume():
+    x = np.random.default_rng(0).normal(0.3, 1, (1, 48, 48, 48, 8)).astype("f4")
+    exact = (x - x.mean(dtype="f8")) / np.sqrt(x.var(dtype="f8") + 1e-3)
+    assert np.abs(GroupNorm(1)(x) - exact).max() < 2e-6
+    both = GroupNorm(1)(np.concatenate([x, x + 1]))
+    assert np.abs(both[0] - exact[0]).max() < 2e-6
+
+
+def test_groups_divide_the_channels():
+    with pytest.raises(ArgumentError, match="groups must divide the 6 channels"):
+        GroupNorm(4)(np.zeros((2, 3, 6), "f4"))
