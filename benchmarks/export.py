@@ -31,6 +31,7 @@ from peer import THREADS, rate
 from kerasvae import VAE, Pipeline, fit_pipeline
 from kerasvae.data import Cohort
 from kerasvae.errors import VolumeError
+from kerasvae.preprocess import read_volume
 from kerasvae.types import Grid
 from kerasvae_export import export
 from kerasvae_export.pipeline_graph import preprocess
@@ -54,7 +55,7 @@ def run(folder: Path, *, work: Path, epochs: int = EPOCHS) -> list[Row]:
     source, images, paths = _source(folder, work, epochs)
     bundle = _bundle(source, images, work)
     peers = _environment(work)
-    rows = [*_speed(source.model, images, bundle, peers, work), *_few_bits(bundle), *_files(paths)]
+    rows = [*_files(paths), *_speed(source.model, images, bundle, peers, work), *_few_bits(bundle)]
     rows += [_first_answer(bundle, source.scan), _caught(bundle, source)]
     versions = {name: version(name) for name in PACKAGES} | _versions(peers)
     return [row | {"versions": versions} for row in rows]
@@ -194,16 +195,15 @@ def _files(paths: list[Path]) -> list[Row]:
     for path in paths:
         worst, count = max(worst, _difference(pipeline, function, path)), count + 1
     for path in sorted((Path(nibabel.__file__).parent / "tests" / "data").glob("*.nii*")):
-        image = nibabel.load(path)
-        middle = image.affine @ (*(np.array(image.shape[:3]) / 2), 1.0)
+        try:
+            volume = read_volume(path)
+        except VolumeError:
+            continue  # a series, or something else that neither takes
+        middle = volume.affine @ (*(np.array(volume.data.shape) / 2), 1.0)
         affine = np.diag([3.0, 3.0, 3.0, 1.0])
         affine[:3, 3] = middle[:3] - 15
         grid = Grid.of((11, 11, 11), affine, "there")
         there = Pipeline(grid=grid, intensity={"kind": "range", "clip": False})
-        try:
-            there.apply(path)
-        except VolumeError:
-            continue  # a series, or something else that neither takes
         worst, count = max(worst, _difference(there, tf.function(preprocess(there)), path)), count + 1
     row = _row(f"encode_nifti's preprocessing of {count} files, largest difference of a voxel", worst, "of the range")
     return [_judged(row | {"peer": "the shared pipeline", "at_least": 1e-3, "aim": 1e-5}, worst <= 1e-3)]
@@ -212,7 +212,7 @@ def _files(paths: list[Path]) -> list[Row]:
 def _difference(pipeline: Pipeline, function: Any, path: Path) -> float:
     expected = pipeline.apply(path)
     found = function(tf.constant(path.read_bytes())).numpy()
-    return float(np.abs(found - expected).max() / np.ptp(expected))
+    return float(np.abs(found - expected).max() / (np.ptp(expected) or 1))
 
 
 def _first_answer(bundle: Path, scan: Path) -> Row:
@@ -234,7 +234,7 @@ def _caught(bundle: Path, source: Source) -> Row:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(shutil.copytree(bundle, Path(folder) / "bundle"))
             broken.how(copy, source)
-            if failed(copy) != list(broken.failed):
+            if not set(broken.failed) <= set(failed(copy)):
                 missed.append(name)
     name = "broken bundles caught by verify, by the very checks meant for them"
     name += f" (missed: {', '.join(missed)})" if missed else ""
