@@ -26,7 +26,6 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy.special import digamma, ndtri, polygamma, stdtr
 
 from kerasvae.errors import ArgumentError
 from kerasvae.types import Mask
@@ -172,7 +171,8 @@ def moderated_variance(variance: ArrayLike, degrees: float) -> tuple[Numbers, fl
         variance: (v,), not negative; those that are 0 say nothing about the others.
         degrees: d, of each.
     """
-    from scipy.optimize import brentq  # a server, which does not come here, starts without it
+    from scipy.optimize import brentq  # here, so that a process that only encodes starts sooner
+    from scipy.special import digamma, polygamma
 
     variance = np.asarray(variance, np.float64)
     known = variance[variance > 0]
@@ -207,6 +207,8 @@ def deviation(
     >>> deviation([[1.0, 3.0]], [[0.0, 0.0]], [0.0, 0.0], [1.0, 0.0], math.inf).tolist()
     [[1.0, 0.0]]
     """
+    from scipy.special import ndtri, stdtr  # as in `moderated_variance`
+
     stddev = np.asarray(stddev, np.float64)
     away = np.asarray(image, np.float64) - np.asarray(reconstruction, np.float64) - np.asarray(mean, np.float64)
     t = np.divide(away, stddev, out=np.zeros_like(away), where=stddev > 0)

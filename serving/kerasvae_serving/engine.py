@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
 from kerasvae.bundle import Manifest, largest_difference, read_bundle
@@ -25,7 +24,6 @@ __all__ = ["Engine"]
 
 TOGETHER = 2**18
 """Numbers of images that one call of ONNX Runtime gets, unless one image has more."""
-SCAN = (str, os.PathLike, Volume, SpatialImage)
 TOLERANCE = 1e-3
 """Largest accepted difference from the golden case, relative to the largest value: engines and processors differ."""
 
@@ -107,9 +105,9 @@ class Engine:
             VolumeError: If a scan cannot be used.
             ArgumentError: If the shape is wrong.
         """
-        if isinstance(image, SCAN):
+        if _is_scan(image):
             image = [image]
-        if isinstance(image, list | tuple) and image and isinstance(image[0], SCAN):
+        if isinstance(image, list | tuple) and image and _is_scan(image[0]):
             image = np.stack([self.pipeline.apply(scan, check=check) for scan in image])
         return _checked("image", image, self.manifest.data_shape, "Apply the engine's pipeline first")
 
@@ -267,6 +265,11 @@ class Engine:
                     got=f"a difference of {difference:.1e}",
                     fix="Check the ONNX Runtime version and provider, or export again",
                 )
+
+
+def _is_scan(value: Any) -> bool:
+    """A path, a volume or a nibabel image."""
+    return isinstance(value, str | os.PathLike | Volume) or hasattr(value, "dataobj")
 
 
 def _checked(name: str, value: Any, shape: tuple[int, ...], fix: str) -> Array:
