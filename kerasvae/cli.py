@@ -158,6 +158,46 @@ def train(
 
 
 @app.command()
+def cross_validate(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or a shipped recipe: demo, t1-4mm, gm-4mm.")],
+    data: Annotated[Path, typer.Option(help="BIDS derivative folder, or a table with a `path` column.")],
+    out_: Annotated[Path, typer.Option("--out", help="New folder of run folders.")],
+    folds: Annotated[int, typer.Option(help="Parts of the people; each is the test once.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Trainings of each fold.")] = 1,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override: section.key=value.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with what was interrupted.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Test on everyone once, fold by fold. Example: `kerasvae cross-validate t1-4mm --data DERIVATIVE --out folds`."""
+    from kerasvae.training.recipe import load_recipe
+
+    chosen = load_recipe(recipe, set_ or [])
+    _load_tensorflow()
+    from kerasvae.analysis.cross_validation import cross_validate as run_all
+
+    try:
+        with _bar() as report:
+            found = run_all(chosen, data, out_, folds=folds, seeds=seeds, resume=resume, progress=report)
+    except KeyboardInterrupt:
+        err.print(f"\nInterrupted. Add --resume to the same command to go on; so far: {out_}")
+        raise typer.Exit(130) from None
+    if json_:
+        sys.stdout.write(json.dumps(found) + "\n")
+        return
+    gain, named = found["explained_variance"], found["identification"]
+    better = "ours" if gain["low"] > 0 else "PCA" if gain["high"] < 0 else "neither"
+    interval = f"95 % {gain['low']:.3f} to {gain['high']:.3f}: {better} is better"
+    each = f"each tested in one of {found['folds']} folds, {found['seeds']} seeds"
+    out.print(f"{found['people']} people, {each} (PCA in brackets):")
+    out.print(f"  explained variance between people  {gain['model']:.3f}  ({gain['pca']:.3f})")
+    out.print(f"  difference                         {gain['difference']:.3f}  ({interval})")
+    out.print(f"  identification within a fold       {named['model']:.3f}  ({named['pca']:.3f})")
+    for name, both in found["agreement"].items():
+        out.print(f"  codes agree between {name:5}, R²      {both['procrustes']:.3f}  (chance {both['chance']:.3f})")
+    out.print(f"Runs: {out_}")
+
+
+@app.command()
 def evaluate(run: RunArgument, json_: JsonOption = False) -> None:
     """Compute the figures on the test people again. Example: `kerasvae evaluate run --json`."""
     _load_tensorflow()

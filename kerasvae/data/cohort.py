@@ -148,6 +148,8 @@ class Cohort:
         seed: int = 0,
         stratify: Sequence[str] = (),
         column: str | None = None,
+        fold: int = 0,
+        folds: int = 0,
     ) -> Split:
         """People divided into the four roles; see `kerasvae.data.split`.
 
@@ -156,6 +158,8 @@ class Cohort:
             seed: Seed of the draw.
             stratify: Covariates to balance over the roles.
             column: A column of the table that already holds each scan's role; then the rest is not used.
+            fold: Of cross-validation, see `kerasvae.data.split.split_people`.
+            folds: Likewise; 0 for none.
 
         Raises:
             CohortError: If one of these columns is unknown, or one to balance over is incomplete.
@@ -167,7 +171,7 @@ class Cohort:
         first = {scan.person: scan for scan in reversed(self.scans)}
         values = {name: dict(zip([s.person for s in self.scans], self.numbers(name), strict=True)) for name in stratify}
         keys = {person: tuple(values[name][person] for name in stratify) for person in sorted(first)}
-        return split_people(keys, fractions, seed=seed)
+        return split_people(keys, fractions, seed=seed, fold=fold, folds=folds)
 
     @classmethod
     def read(cls, source: str | os.PathLike[str], **options: Any) -> Cohort:

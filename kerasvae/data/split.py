@@ -6,7 +6,7 @@ percentiles; *test* is read once and reported.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +65,14 @@ class Split:
         return cls(roles)
 
 
-def split_people(keys: Mapping[str, tuple[float, ...]], fractions: Mapping[str, float], *, seed: int = 0) -> Split:
+def split_people(
+    keys: Mapping[str, tuple[float, ...]],
+    fractions: Mapping[str, float],
+    *,
+    seed: int = 0,
+    fold: int = 0,
+    folds: int = 0,
+) -> Split:
     """Draw roles at random, balanced over covariates.
 
     People are put in an order in which neighbours are alike (five bins of each covariate, random within), and each
@@ -75,6 +82,9 @@ def split_people(keys: Mapping[str, tuple[float, ...]], fractions: Mapping[str, 
         keys: Person to the values of the covariates to balance (an empty tuple balances nothing).
         fractions: Role to share; shares must sum to 1, and `train` must have one. A role may be empty.
         seed: Seed of the draw.
+        fold: Number of the part that is the test, from 0.
+        folds: Divide the people into so many parts, of which one is the test and the others share the other roles;
+            the same for every `fold`. 0: the test is a share like the others.
 
     Raises:
         SplitError: If the shares are not valid or leave a role that has a share without people.
@@ -88,29 +98,48 @@ def split_people(keys: Mapping[str, tuple[float, ...]], fractions: Mapping[str, 
             got=dict(fractions),
             fix="Correct [split] of the recipe",
         )
-    people = sorted(keys)
-    rng = np.random.default_rng([seed, 0x5B117])
-    order = rng.permutation(len(people))
-    values = np.array([keys[person] for person in people], dtype=float).reshape(len(people), -1)
-    bins = [_bins(column)[order] for column in values.T]
-    if bins:
-        order = order[np.lexsort(bins[::-1])]
-    counts = dict.fromkeys(ROLES, 0)
-    roles = {}
-    for done, index in enumerate(order, start=1):
-        behind = {role: shares[role] * done - counts[role] for role in ROLES if shares[role] > 0}
-        role = max(behind, key=lambda name: (behind[name], shares[name]))
-        counts[role] += 1
-        roles[people[index]] = role
-    empty = [role for role in ROLES if shares[role] > 0 and not counts[role]]
+    order = _order(keys, seed)
+    if folds:
+        parts = _dealt(order, {str(part): 1 / folds for part in range(folds)})
+        tested = {person: "test" for person, part in parts.items() if part == str(fold)}
+        rest = 1 - shares.pop("test")
+        others = [person for person in order if person not in tested]
+        roles = tested | _dealt(others, {role: share / rest for role, share in shares.items()})
+        shares["test"] = 1 / folds
+    else:
+        roles = _dealt(order, shares)
+    empty = [role for role in ROLES if shares[role] > 0 and role not in roles.values()]
     if empty:
         raise SplitError(
             "The split",
             rule="give every role with a share at least one person",
-            got=f"no one for {', '.join(empty)} among {len(people)} people",
+            got=f"no one for {', '.join(empty)} among {len(keys)} people",
             fix="Add people or change the shares",
         )
     return Split(roles)
+
+
+def _order(keys: Mapping[str, tuple[float, ...]], seed: int) -> list[str]:
+    """People at random, those who are alike side by side."""
+    people = sorted(keys)
+    order = np.random.default_rng([seed, 0x5B117]).permutation(len(people))
+    values = np.array([keys[person] for person in people], dtype=float).reshape(len(people), -1)
+    bins = [_bins(column)[order] for column in values.T]
+    if bins:
+        order = order[np.lexsort(bins[::-1])]
+    return [people[index] for index in order]
+
+
+def _dealt(people: Sequence[str], shares: Mapping[str, float]) -> dict[str, str]:
+    """Each person in turn to what is furthest behind its share."""
+    counts = dict.fromkeys(shares, 0)
+    found = {}
+    for done, person in enumerate(people, start=1):
+        behind = {name: share * done - counts[name] for name, share in shares.items() if share > 0}
+        name = max(behind, key=lambda name: (behind[name], shares[name]))
+        counts[name] += 1
+        found[person] = name
+    return found
 
 
 def _bins(column: np.ndarray) -> np.ndarray:

@@ -101,6 +101,7 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
         "seconds": seconds if seconds is not None or not finished else run.metrics["seconds"],
     }
     _write_latents(run)
+    _write_errors(run, held_out.scans, x, {"reconstruction": r, "pca": pca, "mean_image": mean})
     pca_images = np.zeros_like(reconstructions)
     pca_images[:, inside] = pca
     with atomic_path(run.path / "examples.npz") as temporary:
@@ -150,6 +151,17 @@ def _information(model: VAE, codes: dict[str, NDArray[np.float32]]) -> float | N
 def _column(name: str, index: tuple[int, ...]) -> str:
     """Name of an output's entry: name_0, name_1, …, with a number for each axis; the bare name where it has none."""
     return "_".join([name, *map(str, index)])
+
+
+def _write_errors(run: Run, scans: list[Scan], x: NDArray[Any], made: dict[str, NDArray[Any]]) -> None:
+    """errors.tsv: of each held-out scan the sum over the mask of its squared differences, model units squared."""
+    sums = {name: np.square(x - image, dtype=np.float64).sum(axis=1) for name, image in made.items()}
+    rows = [
+        {"participant_id": scan.person, "session_id": scan.session or "n/a"}
+        | {name: float(values[row]) for name, values in sums.items()}
+        for row, scan in enumerate(scans)
+    ]
+    write_table(run.path / "errors.tsv", rows, list(rows[0]))
 
 
 def _write_latents(run: Run) -> None:

@@ -71,6 +71,19 @@ class SplitSection(Section):
     stratify: tuple[str, ...] = Field((), description="covariates to balance over the roles")
     column: str = Field("", description="column of the table that holds each scan's role")
     seed: int = Field(0, ge=0, description="seed of the draw")
+    folds: int = Field(0, ge=0, description="parts of the people, one of which is the test; 0: the share above is")
+    fold: int = Field(0, ge=0, description="which of these parts, from 0")
+
+    @model_validator(mode="after")
+    def _one_of_the_folds(self) -> SplitSection:
+        if self.folds == 1 or self.fold >= max(self.folds, 1) or (self.folds and self.column):
+            raise ArgumentError(
+                "folds",
+                rule="be 0, or 2 and more with a fold below it and no column of roles",
+                got=f"folds {self.folds}, fold {self.fold}, column {self.column!r}",
+                fix="Leave them out, or see `kerasvae cross-validate`",
+            )
+        return self
 
     def fractions(self) -> dict[str, float]:
         """Role to share."""

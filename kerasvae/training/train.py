@@ -182,7 +182,14 @@ def _plan(run: Run, recipe: Recipe, data: str | os.PathLike[str]) -> tuple[Cohor
                 fix="Restore them, or train into a new folder",
             )
         return cohort, Split(plan["roles"])
-    split = cohort.split(roles.fractions(), seed=roles.seed, stratify=roles.stratify, column=roles.column or None)
+    split = cohort.split(
+        roles.fractions(),
+        seed=roles.seed,
+        stratify=roles.stratify,
+        column=roles.column or None,
+        fold=roles.fold,
+        folds=roles.folds,
+    )
     write_json(kept, {"scans": scans, "roles": dict(split.roles)})
     return cohort, split
 

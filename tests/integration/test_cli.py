@@ -13,7 +13,8 @@ from kerasvae_export.verify import CHECKS
 from tests.conftest import BLOB_RECIPE, make_blob_cohort
 
 COMMANDS = (
-    "simulate", "train", "evaluate", "report", "stability", "export", "sign", "verify", "deploy", "encode", "demo",
+    "simulate", "train", "cross-validate", "evaluate", "report", "stability", "export", "sign", "verify", "deploy",
+    "encode", "demo",
 )  # fmt: skip
 
 

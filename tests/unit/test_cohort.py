@@ -371,3 +371,24 @@ def test_one_person_in_two_roles_is_refused():
         Split.from_scans([("sub-1", "train"), ("sub-1", "test")])
     with pytest.raises(SplitError, match="Did you mean 'validation'"):
         Split.from_scans([("sub-1", "validaton")])
+
+
+def test_folds_test_everyone_once_and_balance_what_they_are_asked_to():
+    keys = {f"sub-{i:03}": (float(i % 2), float(i)) for i in range(103)}
+    splits = [split_people(keys, FRACTIONS, seed=3, fold=fold, folds=5) for fold in range(5)]
+    tested = [set(split.people("test")) for split in splits]
+    assert sorted(person for people in tested for person in people) == sorted(keys)
+    assert {len(people) for people in tested} == {20, 21}
+    for split, people in zip(splits, tested, strict=True):
+        assert abs(sum(keys[p][0] for p in people) / len(people) - 0.5) < 0.06
+        assert abs(sum(keys[p][1] for p in people) / len(people) - 51) < 6
+        others, rest = split.counts(), 1 - FRACTIONS["test"]
+        for role in ("train", "validation", "calibration"):
+            assert others[role] == pytest.approx((103 - len(people)) * FRACTIONS[role] / rest, abs=1)
+    assert tested == [set(split_people(keys, FRACTIONS, seed=3, fold=f, folds=5).people("test")) for f in range(5)]
+    assert tested[0] != set(split_people(keys, FRACTIONS, seed=4, fold=0, folds=5).people("test"))
+
+
+def test_more_folds_than_people():
+    with pytest.raises(SplitError, match="no one for test"):
+        split_people({f"sub-{i}": () for i in range(8)}, FRACTIONS, fold=9, folds=10)
