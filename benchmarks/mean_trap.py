@@ -318,7 +318,8 @@ def _textbook_rows(folder: Path, work: Path, name: str, recipe: str) -> list[dic
     rows = []
     for action in ("warn", "remedy"):
         place = work / f"{recipe}-textbook-{action}"
-        chosen = textbook(kerasvae.load_recipe(recipe, [*ROLES, f"training.guard={action}"]))
+        settings = [*ROLES, f"training.guard={action}", "training.refit=false"]  # the guard watches the first fit alone
+        chosen = textbook(kerasvae.load_recipe(recipe, settings))
         print(f"{place.name}: training", flush=True)
         trained = kerasvae.train(chosen, _table(folder, place, recipe, 0), place / "run", resume=True)
         entries = json.loads((trained.path / "guard.json").read_text(encoding="utf-8"))["epochs"]
