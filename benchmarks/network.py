@@ -5,6 +5,7 @@ own normalisation and SiLU, a dense layer to mean and scale of 16 latents; the d
 from __future__ import annotations
 
 import keras
+import numpy as np
 
 from kerasvae import VAE, NormalLikelihood, conv_decoder, conv_encoder
 from kerasvae.types import Grid, Mask
@@ -17,8 +18,6 @@ LATENTS = 16
 
 def grid() -> Grid:
     """4 mm voxels around the brain in MNI space."""
-    import numpy as np
-
     affine = np.diag([4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = (-94.0, -112.0, -84.0)
     return Grid.of(SHAPE, affine, "MNI152NLin6Asym")

@@ -214,8 +214,8 @@ class Bundle:
         """
         return self._arrays(GOLDEN)
 
-    def maps(self) -> dict[str, NDArray]:
-        """Maps of people whom no weight was fitted to, for `kerasvae.scoring.deviation`: `mean` and `stddev`.
+    def maps(self) -> tuple[NDArray, NDArray, float]:
+        """What `kerasvae.scoring.deviation` measures by: mean, standard deviation and degrees of freedom.
 
         Raises:
             BundleError: If there are none, or the file cannot be read.
@@ -227,7 +227,8 @@ class Bundle:
                 got="none",
                 fix=f"Export with {FEWEST} calibration people or more",
             )
-        return self._arrays(REFERENCE)
+        found = self._arrays(REFERENCE)
+        return found["mean"], found["stddev"], self.manifest.reference.degrees
 
     def _arrays(self, name: str) -> dict[str, NDArray]:
         try:

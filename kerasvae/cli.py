@@ -53,6 +53,9 @@ EXTRAS = {
 """What each extra brings, for the sentence about a missing one."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+RecipeArgument = Annotated[str, typer.Argument(help="A TOML file, or a shipped recipe: demo, t1-4mm, gm-4mm.")]
+DataOption = Annotated[Path, typer.Option(help="BIDS derivative folder, or a table with a `path` column.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override: section.key=value.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `kerasvae train` wrote.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder that `kerasvae export` wrote.")]
 
@@ -86,6 +89,17 @@ def _bar() -> Iterator[Any]:
             yield report
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[Any]:
+    """`_bar` around work that goes on with --resume where Ctrl-C stopped it."""
+    try:
+        with _bar() as report:
+            yield report
+    except KeyboardInterrupt:
+        err.print(f"\nInterrupted. Add --resume to the same command to go on; so far: {folder}")
+        raise typer.Exit(130) from None
 
 
 def _load_tensorflow() -> None:
@@ -130,10 +144,10 @@ def simulate(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A TOML file, or a shipped recipe: demo, t1-4mm, gm-4mm.")],
-    data: Annotated[Path, typer.Option(help="BIDS derivative folder, or a table with a `path` column.")],
+    recipe: RecipeArgument,
+    data: DataOption,
     out_: Annotated[Path, typer.Option("--out", help="New run folder.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override: section.key=value.")] = None,
+    set_: SetOption = None,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,
 ) -> None:
     """Train a model. Example: `kerasvae train t1-4mm --data DERIVATIVE --out run --set training.epochs=20`."""
@@ -143,12 +157,8 @@ def train(
     _load_tensorflow()
     from kerasvae.training.train import train as run_training
 
-    try:
-        with _bar() as report:
-            run = run_training(chosen, data, out_, resume=resume, progress=report)
-    except KeyboardInterrupt:
-        err.print(f"\nInterrupted. Add --resume to the same command to go on; so far: {out_}")
-        raise typer.Exit(130) from None
+    with _resumable(out_) as report:
+        run = run_training(chosen, data, out_, resume=resume, progress=report)
     _report(run)
     _say_metrics(run.metrics)
     excluded = [row for row in run.scans if row["role"] == "excluded"]
@@ -159,12 +169,12 @@ def train(
 
 @app.command()
 def cross_validate(
-    recipe: Annotated[str, typer.Argument(help="A TOML file, or a shipped recipe: demo, t1-4mm, gm-4mm.")],
-    data: Annotated[Path, typer.Option(help="BIDS derivative folder, or a table with a `path` column.")],
+    recipe: RecipeArgument,
+    data: DataOption,
     out_: Annotated[Path, typer.Option("--out", help="New folder of run folders.")],
     folds: Annotated[int, typer.Option(help="Parts of the people; each is the test once.")] = 5,
     seeds: Annotated[int, typer.Option(help="Trainings of each fold.")] = 1,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override: section.key=value.")] = None,
+    set_: SetOption = None,
     resume: Annotated[bool, typer.Option(help="Go on with what was interrupted.")] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -175,12 +185,8 @@ def cross_validate(
     _load_tensorflow()
     from kerasvae.analysis.cross_validation import cross_validate as run_all
 
-    try:
-        with _bar() as report:
-            found = run_all(chosen, data, out_, folds=folds, seeds=seeds, resume=resume, progress=report)
-    except KeyboardInterrupt:
-        err.print(f"\nInterrupted. Add --resume to the same command to go on; so far: {out_}")
-        raise typer.Exit(130) from None
+    with _resumable(out_) as report:
+        found = run_all(chosen, data, out_, folds=folds, seeds=seeds, resume=resume, progress=report)
     if json_:
         sys.stdout.write(json.dumps(found) + "\n")
         return
@@ -371,8 +377,9 @@ def demo(
 ) -> None:
     """Simulate, train, report, export, verify and encode: the whole job. Example: `kerasvae demo --out demo`."""
     from kerasvae.errors import ArgumentError
+    from kerasvae.storage import is_vacant
 
-    if out_.exists() and (not out_.is_dir() or any(out_.iterdir())):
+    if not is_vacant(out_):
         raise ArgumentError("--out", rule="be a new or empty folder", got=f"{out_} with files", fix="Choose another")
     cohort, run, bundle, latents = out_ / "cohort", out_ / "run", out_ / "bundle", out_ / "latents.tsv"
     newcomers = out_ / "new-people"

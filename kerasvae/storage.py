@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kerasvae.errors import StorageError
 
-__all__ = ["atomic_path", "recover"]
+__all__ = ["atomic_path", "is_vacant", "recover"]
 
 
 @contextmanager
@@ -66,6 +66,11 @@ def atomic_path(path: str | os.PathLike[str], *, seal: str = "") -> Iterator[Pat
     except BaseException:
         _remove(temporary)
         raise
+
+
+def is_vacant(path: Path) -> bool:
+    """Whether nothing is at a path, or an empty folder: what may be filled without losing anything."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def _flush(path: Path) -> None:

@@ -24,7 +24,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasvae_export.keras_layers import KERAS_LAYERS
+from kerasvae_export.keras_layers import KERAS_LAYERS, crops_of
 from kerasvae_export.onnx_builder import Graph, Value, activated, sliced
 
 __all__ = ["doubling_chain", "write_chain"]
@@ -58,8 +58,7 @@ def doubling_chain(node: Any, consumers: Mapping[int, Sequence[Any]]) -> list[An
         if isinstance(layer, NARROW):
             return chain if _is_plain(layer, 1) and layer.filters == 1 else []
         if isinstance(layer, CROP):
-            crops = [layer.cropping] if isinstance(layer.cropping[0], int) else layer.cropping
-            if any(low != 0 or high > 1 for low, high in crops):
+            if any(low != 0 or high > 1 for low, high in crops_of(layer)):
                 return []
         elif not isinstance(layer, EVERYWHERE_ALIKE):
             return []
@@ -93,8 +92,7 @@ def write_chain(graph: Graph, chain: Sequence[Any], x: Value) -> Value:
     made, kept = activated(graph, Value(name, x.shape, "first"), up.activation), [2 * n for n in sizes]
     for layer in between:
         if isinstance(layer, CROP):
-            crops = [layer.cropping] if isinstance(layer.cropping[0], int) else layer.cropping
-            kept = [n - high for n, (_, high) in zip(kept, crops, strict=True)]
+            kept = [n - high for n, (_, high) in zip(kept, crops_of(layer), strict=True)]
         else:
             made = KERAS_LAYERS[type(layer)](graph, layer, [made])
     if cropped := kept != [2 * n for n in sizes]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kerasvae_export.onnx_builder import Graph, Layout, NotKnownError, Value, activated, product, registry, sliced
 
-__all__ = ["KERAS_LAYERS", "convolved", "group_normalised"]
+__all__ = ["KERAS_LAYERS", "convolved", "crops_of", "group_normalised"]
 
 KERAS_LAYERS, writes = registry()
 _L = keras.layers
@@ -268,7 +268,11 @@ def _batch_normalisation(graph: Graph, layer: Any, given: list[Value]) -> Value:
 @writes(_L.Cropping1D, _L.Cropping2D, _L.Cropping3D)
 def _cropping(graph: Graph, layer: Any, given: list[Value]) -> Value:
     x = graph.first(given[0])
-    crops = [layer.cropping] if isinstance(layer.cropping[0], int) else layer.cropping
-    ends = [(low, n - high) for (low, high), n in zip(crops, x.shape[:-1], strict=True)]
+    ends = [(low, n - high) for (low, high), n in zip(crops_of(layer), x.shape[:-1], strict=True)]
     name = sliced(graph, x.name, ends, 2)
     return Value(name, (*(stop - start for start, stop in ends), x.shape[-1]), "first")
+
+
+def crops_of(layer: Any) -> list[tuple[int, int]]:
+    """What a cropping layer takes off before and behind, for each axis."""
+    return [layer.cropping] if isinstance(layer.cropping[0], int) else list(layer.cropping)

@@ -23,7 +23,11 @@ MOST_SCORES = 1000
 
 
 def reference_of(
-    model: VAE, found: dict[str, NDArray[Any]] | None, role: str, learned: NDArray[np.float32] | None
+    model: VAE,
+    found: dict[str, NDArray[Any]] | None,
+    role: str,
+    learned: NDArray[np.float32] | None,
+    degrees: float | None,
 ) -> Reference | None:
     """The reference of what `VAE.score` found of people whom no weight was fitted to.
 
@@ -32,6 +36,7 @@ def reference_of(
         found: Their scores and codes; None for nobody.
         role: Their role.
         learned: Codes of the people learned from, (n, d), whom distances are taken from; None for the prior.
+        degrees: Of `deviation_maps`; None without maps.
     """
     if found is None:
         return None
@@ -49,6 +54,7 @@ def reference_of(
         center=rounded(center),
         precision=tuple(rounded(row) for row in precision),
         sigma=None if sigma is None else float(sigma),
+        degrees=degrees,
     )
 
 

@@ -48,7 +48,7 @@ def _meanings(docstring: str) -> dict[str, str]:
     """Names and texts of the section Args."""
     section = docstring.split("Args:\n")[1]
     entries = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
-    return {name: re.sub(r"\s*\n\s*", " ", text).replace("`", "").replace("``", "") for name, text in entries}
+    return {name: re.sub(r"\s*\n\s*", " ", text).replace("`", "") for name, text in entries}
 
 
 if __name__ == "__main__":

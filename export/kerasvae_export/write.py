@@ -28,7 +28,7 @@ from kerasvae.covariates import FEWEST
 from kerasvae.errors import ArgumentError, BundleError
 from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline
-from kerasvae.storage import atomic_path
+from kerasvae.storage import atomic_path, is_vacant
 from kerasvae.training.run import Run, load_run, model_inputs
 from kerasvae_export.card import model_card
 from kerasvae_export.golden import distance_from_training, golden_case, made_up
@@ -95,10 +95,8 @@ def export(
     made = made_up(model, arrays["image"])
     nearest = None if train_images is None else distance_from_training(made, train_images)
     scores = None if given is None else model.score(given)
-    placed = reference_of(model, scores, reference_role, learned_codes)
     maps = None if given is None else deviation_maps(model, given, None if pipeline is None else pipeline.mask)
-    if placed is not None and maps is not None:
-        placed = placed.model_copy(update={"degrees": maps[1]})
+    placed = reference_of(model, scores, reference_role, learned_codes, None if maps is None else maps[1])
     if placed is not None:
         arrays |= golden_scores(model, arrays, placed)
     functions = graphs(model, pipeline, placed)
@@ -214,7 +212,7 @@ def weights_digest(model: VAE) -> str:
 
 
 def _check_arguments(path: Path, name: str, version: int) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not is_vacant(path):
         raise ArgumentError("BUNDLE", rule="be a new or empty folder", got=f"{path} with files", fix="Choose another")
     if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
         raise ArgumentError("name", rule="consist of letters, digits, - _ and .", got=repr(name), fix="Use --name")

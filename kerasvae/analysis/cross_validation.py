@@ -9,7 +9,6 @@ selection, BMC Bioinformatics 7:91). Errors of the test people of all folds are 
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from kerasvae.analysis.agreement import agreement_of
 from kerasvae.errors import ArgumentError, RunError
+from kerasvae.storage import is_vacant
 from kerasvae.training.recipe import Recipe
 from kerasvae.training.run import Run, write_json
 from kerasvae.training.train import Progress, train
@@ -29,6 +29,8 @@ __all__ = ["cross_validate", "summary"]
 RESULT = "cross_validation.json"
 RESAMPLES = 10_000
 FIGURES = ("explained_variance", "explained_variance_pca", "identification", "identification_pca", "active_units")
+COLUMNS = ("reconstruction", "pca", "mean_image")
+"""Of errors.tsv."""
 Errors = dict[str, NDArray[np.float64]]
 
 
@@ -65,7 +67,7 @@ def cross_validate(
             "--folds and --seeds", rule="be 2 and 1 or more", got=f"{folds} and {seeds}", fix="Leave them out: 5 and 1"
         )
     place = Path(out)
-    if place.exists() and not resume and (not place.is_dir() or any(place.iterdir())):
+    if not resume and not is_vacant(place):
         raise RunError(
             place, rule="be a new or empty folder", got="one that holds files", fix="Choose another, or add --resume"
         )
@@ -107,11 +109,13 @@ def summary(runs: Sequence[Sequence[Path]]) -> dict[str, Any]:
     people = sorted(errors[0])
     if any(sorted(each) != people for each in errors[1:]):
         raise RunError("The seeds", rule="have the same test people", got="others", fix="Train all of them again")
-    each = {key: np.array([np.mean([found[p][key] for found in errors]) for p in people]) for key in _COLUMNS}
+    each = {key: np.array([np.mean([found[p][key] for found in errors]) for p in people]) for key in COLUMNS}
     model, pca = (1 - each[key].sum() / each["mean_image"].sum() for key in ("reconstruction", "pca"))
     low, high = _interval(each)
     rows = [
-        {"run": path.name, **{name: _metrics(path)[name] for name in FIGURES}} for of_seed in runs for path in of_seed
+        {"run": run.path.name, **{name: run.metrics[name] for name in FIGURES}}
+        for of_seed in runs
+        for run in map(Run, of_seed)
     ]
     between = {"folds": [_agreement(runs[0])]}
     if len(runs) > 1:
@@ -140,9 +144,6 @@ def summary(runs: Sequence[Sequence[Path]]) -> dict[str, Any]:
     }
 
 
-_COLUMNS = ("reconstruction", "pca", "mean_image")
-
-
 def _pooled(runs: Sequence[Path]) -> dict[str, dict[str, float]]:
     """Errors of the test people of all folds, over the scans of each: by person, then by what was made of them."""
     found: dict[str, dict[str, float]] = {}
@@ -150,8 +151,8 @@ def _pooled(runs: Sequence[Path]) -> dict[str, dict[str, float]]:
         own: dict[str, dict[str, float]] = {}
         with (run / "errors.tsv").open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream, delimiter="\t"):
-                sums = own.setdefault(row["participant_id"], dict.fromkeys(_COLUMNS, 0.0))
-                for key in _COLUMNS:
+                sums = own.setdefault(row["participant_id"], dict.fromkeys(COLUMNS, 0.0))
+                for key in COLUMNS:
                     sums[key] += float(row[key])
         if twice := sorted(found.keys() & own.keys()):
             raise RunError(run, rule="test people whom no other fold tests", got=twice[0], fix="Train it again")
@@ -179,8 +180,3 @@ def _agreement(runs: Sequence[Path]) -> dict[str, float] | None:
         "procrustes": float(np.mean([pair.procrustes for pair in pairs])),
         "chance": float(np.mean([pair.procrustes_null for pair in pairs])),
     }
-
-
-def _metrics(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-    return found

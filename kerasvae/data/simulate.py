@@ -28,7 +28,7 @@ from kerasvae.data.deformation import BANDS_MM, band_rms
 from kerasvae.data.population import Person, draw_person, state_at, visit_years
 from kerasvae.data.scanner import BIAS_TERMS, Site, acquire, draw_site, site_of
 from kerasvae.errors import ArgumentError
-from kerasvae.storage import atomic_path
+from kerasvae.storage import atomic_path, is_vacant
 from kerasvae.types import Grid
 
 __all__ = ["simulate", "simulate_scan"]
@@ -226,7 +226,7 @@ def _begin(root: Path, settings: str) -> bool:
         found = None
     if found == content:
         return (root / "ground_truth.tsv").is_file() and not (root / NOTES).exists()
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if not is_vacant(root):
         raise ArgumentError(
             root,
             rule=f"be a new or empty folder, or hold a simulation with {settings} by version {version}",

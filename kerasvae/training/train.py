@@ -25,7 +25,7 @@ from kerasvae.data.dataset import evaluation_dataset, steps_per_epoch, training_
 from kerasvae.errors import RunError
 from kerasvae.models import VAE
 from kerasvae.preprocess import Pipeline, fit_pipeline, grid_of
-from kerasvae.storage import atomic_path, recover
+from kerasvae.storage import atomic_path, is_vacant, recover
 from kerasvae.training.augmentation import augmentation_of
 from kerasvae.training.build import build_model
 from kerasvae.training.callbacks import Checkpoint, EpochProgress, Schedules
@@ -104,7 +104,7 @@ def _open(run: Run, recipe: Recipe, data: str | os.PathLike[str], resume: bool) 
             )
         recover(run.path / "checkpoint")
         return
-    if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+    if not is_vacant(run.path):
         raise RunError(
             run.path,
             rule="be a new or empty folder",

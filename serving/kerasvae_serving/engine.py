@@ -180,10 +180,9 @@ class Engine:
         Raises:
             BundleError: If the bundle has no maps of reference people.
         """
-        maps, reference = self._maps, self.manifest.reference
+        maps = self._maps
         x = self.prepare(image, check=check)
-        degrees = math.inf if reference is None or reference.degrees is None else reference.degrees
-        return deviation(x, self.reconstruct(x, covariates), maps["mean"], maps["stddev"], degrees)
+        return deviation(x, self.reconstruct(x, covariates), *maps)
 
     def _center(self, codes: dict[str, NDArray]) -> NDArray:
         """The code that stands for a person: the encoder's first output."""
@@ -194,7 +193,7 @@ class Engine:
         return None if self.manifest.pipeline is None else self.pipeline.mask
 
     @cached_property
-    def _maps(self) -> dict[str, NDArray]:
+    def _maps(self) -> tuple[NDArray, NDArray, float]:
         return self._bundle.maps()
 
     def _session(self, part: str, threads: int) -> onnxruntime.InferenceSession:
@@ -226,12 +225,9 @@ class Engine:
             found: list[NDArray] = session.run(names, {key: x[start : start + step] for key, x in given.items()})
             return found
 
-        if len(starts) == 1:
-            parts = [run(0)]
-        elif self._threads == 1:
-            parts = [run(start) for start in starts]
-        else:
-            parts = list(self._workers.map(run, starts))
+        if len(starts) == 1:  # nothing to put together: a large image is not copied
+            return dict(zip(names, run(0), strict=True))
+        parts = map(run, starts) if self._threads == 1 else self._workers.map(run, starts)
         return {name: np.concatenate(each) for name, each in zip(names, zip(*parts, strict=True), strict=True)}
 
     @cached_property
