@@ -50,18 +50,17 @@ class VAE(ArrayMethods):
         ModelError: If the shapes of the two networks do not fit, or the parts do not go together.
     """
 
-    def compile(self, optimizer: Any = "adam", *, jit_compile: bool | str = "auto", **kwargs: Any) -> None:
+    def compile(self, optimizer: Any = "adam", **kwargs: Any) -> None:
         """As in Keras; the objective is the model's own, so no `loss` is taken.
 
-        ``jit_compile="auto"`` compiles with XLA on GPUs only: on CPUs it makes 3-D convolutions many times slower.
+        ``jit_compile="auto"``, the default, compiles with XLA where there is a GPU and deterministic operations were
+        not asked for; on CPUs XLA makes 3-D convolutions many times slower.
         """
         if kwargs.get("loss") is not None:
             raise ArgumentError(
                 "loss", rule="be left out: a VAE has its own objective", got=kwargs["loss"], fix="Give the VAE another"
             )
-        if jit_compile == "auto":
-            jit_compile = bool(tf.config.list_physical_devices("GPU"))
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        super().compile(optimizer=optimizer, **kwargs)
         if not self.optimizer.built:  # so that a file saved before the first step holds the whole optimiser
             self.optimizer.build(self.main_variables)
 
