@@ -47,7 +47,10 @@ EXTRAS = {
         "matplotlib", "jinja2", "markupsafe",
     ),
     "export": ("tf2onnx", "onnx", "tensorflow_serving"),
-    "serve": ("onnxruntime",),
+    "serve": (
+        "onnxruntime", "starlette", "uvicorn", "httptools", "multipart", "orjson", "grpc", "google",
+        "prometheus_client",
+    ),
     "sign": ("model_signing", "OpenSSL"),
 }  # fmt: skip
 """What each extra brings, for the sentence about a missing one."""
@@ -367,6 +370,53 @@ def encode(
     for path, reason in left_out.items():
         _say(err, "Left out", "yellow", f" {path}: {reason}")
     out.print(f"Latents: {out_}")
+
+
+@app.command()
+def serve(
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE…", help="Bundles, or folders of bundles.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of HTTP; 0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=-1, max=65535, help="Of gRPC; -1 for none.")] = 8001,
+    workers: Annotated[int, typer.Option(help="Requests at work at a time, a core each; by default all.")] = 0,
+    queue: Annotated[int, typer.Option(help="Requests that may wait; more are refused with 429.")] = 32,
+    deadline: Annotated[float, typer.Option(help="Seconds until an answer must be there, or 504.")] = 30.0,
+    max_body: Annotated[int, typer.Option(help="Bytes of a request, unpacked; more are refused with 413.")] = 2**26,
+    max_voxels: Annotated[int, typer.Option(help="Voxels of a scan; more are refused with 422.")] = 2**25,
+    patience: Annotated[float, typer.Option(help="Seconds that a request may be silent, or 408.")] = 10.0,
+    poll: Annotated[float, typer.Option(help="Seconds between two looks at the bundles.")] = 5.0,
+    keep: Annotated[int, typer.Option(help="Versions of a model in memory.")] = 2,
+    drain: Annotated[float, typer.Option(help="Seconds of not being ready before going.")] = 5.0,
+    strict: Annotated[bool, typer.Option(help="Refuse scans that are out of distribution.")] = False,
+    api_keys: Annotated[Path | None, typer.Option(help="File with one key a line; without it anybody may ask.")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="Certificate chain (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    precision: Annotated[str, typer.Option(help="float32, or what the bundles have: float16, int8.")] = "float32",
+) -> None:
+    """Answer over HTTP and gRPC; no TensorFlow. Example: `kerasvae serve bundle --port 8000`."""
+    from kerasvae_serving.server import serve as run_server
+    from kerasvae_serving.settings import Settings
+
+    settings = Settings(
+        host=host,
+        port=port,
+        grpc_port=None if grpc_port < 0 else grpc_port,
+        workers=workers or len(os.sched_getaffinity(0)),
+        queue=queue,
+        deadline=deadline,
+        max_body=max_body,
+        max_voxels=max_voxels,
+        patience=patience,
+        poll=poll,
+        keep=keep,
+        drain=drain,
+        strict=strict,
+        keys=api_keys,
+        certificate=tls_certificate,
+        private_key=tls_key,
+        precision=precision,
+    )
+    run_server(bundles, settings)
 
 
 @app.command()

@@ -101,6 +101,54 @@ class BundleError(KerasVAEError):
     http_status = 500
 
 
+class ServingError(KerasVAEError):
+    """A server cannot answer a request now, or not to this caller."""
+
+    http_status = 503
+
+
+class UnauthorizedError(ServingError):
+    """A request without a key that the server knows."""
+
+    http_status = 401
+
+
+class UnknownModelError(ServingError):
+    """A server has no such model, or not in this version."""
+
+    http_status = 404
+
+
+class SlowRequestError(ServingError):
+    """A request did not arrive in time."""
+
+    http_status = 408
+
+
+class TooLargeError(ServingError):
+    """A request has more bytes than a server takes."""
+
+    http_status = 413
+
+
+class MediaTypeError(ServingError):
+    """A body is of a kind that an endpoint does not take."""
+
+    http_status = 415
+
+
+class OverloadedError(ServingError):
+    """A server has as much to do as it accepts."""
+
+    http_status = 429
+
+
+class DeadlineError(ServingError):
+    """An answer was not ready in time."""
+
+    http_status = 504
+
+
 class StorageError(KerasVAEError):
     """A result could not be written; what stood there before is untouched."""
 

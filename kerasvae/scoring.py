@@ -38,6 +38,7 @@ __all__ = [
     "moderated_variance",
     "normal_surprise",
     "percentiles",
+    "predictive_p",
     "residual",
     "shrunk_precision",
 ]
@@ -129,6 +130,27 @@ def percentiles(values: ArrayLike, ranked: ArrayLike) -> Numbers:
     values, ranked = np.asarray(values, np.float64), np.asarray(ranked, np.float64)
     below, most = (np.searchsorted(ranked, values, side=side) for side in ("left", "right"))
     return 50.0 * (below + most) / len(ranked)
+
+
+def predictive_p(values: ArrayLike, reference: ArrayLike) -> Numbers:
+    """How often a person like those of a reference scores as high or higher, (n,): 1 − T(t).
+
+    t = (log s − m) / (v √(1 + 1/n)), with m and v mean and standard deviation of the logarithms of the reference, T
+    Student's distribution function with n − 1 degrees of freedom: the prediction of one new value from a normal sample
+    (Geisser 1993, Predictive Inference, section 2.2). Unlike a percentile it says how far beyond a few people's range a
+    score lies. 1 where the reference does not vary.
+
+    Args:
+        values: Scores, above 0.
+        reference: Those of two people or more, above 0.
+    """
+    from scipy.special import stdtr  # as in `moderated_variance`
+
+    logs, known = (np.log(np.maximum(np.asarray(each, np.float64), TINY)) for each in (values, reference))
+    n, spread = len(known), known.std(ddof=1)
+    if not spread > 0:
+        return np.ones_like(logs)
+    return stdtr(n - 1, -(logs - known.mean()) / (spread * math.sqrt(1 + 1 / n)))
 
 
 def shrunk_precision(codes: ArrayLike) -> tuple[Numbers, Numbers]:

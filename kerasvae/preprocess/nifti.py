@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import os
 from pathlib import Path
@@ -20,37 +21,44 @@ __all__ = ["as_volume", "image_of", "read_volume", "sform_code_of", "write_volum
 
 MAX_VOXELS = 2**29
 """Largest image that is read, in voxels (2 GiB as float32; about 0.3 mm over a head)."""
+_MAX_REST = 2**20
+"""Bytes that may follow an image in a compressed file: a small file may unpack to any amount of nothing."""
 _MAX_DEFLATE_RATIO = 1040
 """Deflate cannot shrink more than 1032:1, so a header that claims more is refused before memory is taken."""
 
 
-def read_volume(path: str | os.PathLike[str], *, volume: int | None = None) -> Volume:
+def read_volume(
+    path: str | os.PathLike[str] | bytes, *, volume: int | None = None, max_voxels: int = MAX_VOXELS
+) -> Volume:
     """Read one 3-D image, in RAS+ order, as float32 with the file's slope and intercept applied.
 
     The format is told by content, not by name. Trailing axes of length 1 are dropped. The affine is the sform when
     its code is above 0, otherwise the qform. Compressed files are read to the end, so that their checksum counts.
 
     Args:
-        path: A NIfTI-1 or NIfTI-2 file in one piece (.nii, .nii.gz), or MGH/MGZ.
+        path: A NIfTI-1 or NIfTI-2 file in one piece (.nii, .nii.gz), or MGH/MGZ; or the content of one.
         volume: Which volume of a 4-D series, from 0; None where the image must be 3-D.
+        max_voxels: Largest image that is read.
 
     Raises:
         VolumeError: If the file is missing, unreadable, truncated or not an image; if it is not 3-D, holds colours
             or complex numbers, NaN or infinities, one value only, or nothing; if neither sform nor qform is set, or
-            the affine is singular; if the header claims more voxels than the file can hold or than 2²⁹.
+            the affine is singular; if the header claims more voxels than the file can hold or than `max_voxels`; if
+            more than a mebibyte follows the image.
     """
-    source = str(path)
+    source = "image" if isinstance(path, bytes) else str(path)
     try:
-        with Path(path).open("rb") as raw:
-            size = os.fstat(raw.fileno()).st_size
+        with io.BytesIO(path) if isinstance(path, bytes) else Path(path).open("rb") as raw:
+            size = raw.seek(0, os.SEEK_END)
+            raw.seek(0)
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             with gzip.GzipFile(fileobj=raw) if packed else raw as stream:
                 image = _open_image(cast(BinaryIO, stream), source)
-                _check_size(image, source, size * (_MAX_DEFLATE_RATIO if packed else 1))
+                _check_size(image, source, size * (_MAX_DEFLATE_RATIO if packed else 1), max_voxels)
                 result = _to_volume(image, source, volume)
-                while packed and volume is None and stream.read(1 << 20):
-                    pass  # the checksum stands at the end of a gzip file
+                if packed and volume is None:
+                    _read_rest(cast(BinaryIO, stream), source)
     except (VolumeError, ArgumentError):
         raise
     except FileNotFoundError as error:
@@ -65,8 +73,10 @@ def read_volume(path: str | os.PathLike[str], *, volume: int | None = None) -> V
     return result
 
 
-def as_volume(image: str | os.PathLike[str] | Volume | Any) -> Volume:
-    """A `Volume` from a path, a `Volume` (returned as it is) or a nibabel image, with the checks of `read_volume`.
+def as_volume(image: str | os.PathLike[str] | bytes | Volume | Any) -> Volume:
+    """A `Volume` from a path, the bytes of a file, a `Volume` (returned as it is) or a nibabel image.
+
+    The checks are those of `read_volume`.
 
     Raises:
         VolumeError: As `read_volume`.
@@ -76,7 +86,7 @@ def as_volume(image: str | os.PathLike[str] | Volume | Any) -> Volume:
         _check_affine(image.affine, image.source)
         _check_values(image.data, image.source)
         return image
-    if isinstance(image, (str, os.PathLike)):
+    if isinstance(image, (str, bytes, os.PathLike)):
         return read_volume(image)
     if not (hasattr(image, "dataobj") and hasattr(image, "affine")):
         raise ArgumentError(
@@ -157,13 +167,22 @@ def _open_image(stream: BinaryIO, source: str) -> Any:
     return kind.from_stream(stream)
 
 
-def _check_size(image: Any, source: str, available: int) -> None:
+def _read_rest(stream: BinaryIO, source: str) -> None:
+    """The rest of a gzip file, where its checksum stands; a little padding may come before it, no more."""
+    rest = 0
+    while block := stream.read(1 << 16):
+        rest += len(block)
+        if rest > _MAX_REST:
+            raise _wrong(source, "end where its image ends", "more than a mebibyte after it", "Write it again")
+
+
+def _check_size(image: Any, source: str, available: int, max_voxels: int) -> None:
     """Refuse a header that claims more than the limit or than the file can hold, before any memory is taken."""
     shape = tuple(int(n) for n in image.shape)
     if min(shape, default=0) < 1:
         raise _wrong(source, "hold at least one voxel", f"shape {shape}", "Make the image again")
-    if math.prod(shape[:3]) > MAX_VOXELS:
-        raise _wrong(source, f"have at most {MAX_VOXELS} voxels", f"shape {shape} in its header", "Resample it first")
+    if math.prod(shape[:3]) > max_voxels:
+        raise _wrong(source, f"have at most {max_voxels} voxels", f"shape {shape} in its header", "Resample it first")
     needed = int(image.dataobj.offset) + math.prod(shape) * image.get_data_dtype().itemsize
     if needed > available:
         raise _wrong(

@@ -17,7 +17,7 @@ from kerasvae.bundle import Manifest, largest_difference, read_bundle
 from kerasvae.covariates import Covariates
 from kerasvae.errors import ArgumentError, BundleError
 from kerasvae.preprocess import Pipeline
-from kerasvae.scoring import deviation, distance, normal_surprise, percentiles, residual
+from kerasvae.scoring import Reference, deviation, distance, normal_surprise, percentiles, residual
 from kerasvae.types import Array, Mask, Volume
 
 __all__ = ["Engine"]
@@ -94,8 +94,8 @@ class Engine:
         """What the model is given for what its users have.
 
         Args:
-            image: A scan (a path, a `Volume` or a nibabel image), a list of scans, or preprocessed images,
-                (n, *data_shape), which stay as they are.
+            image: A scan (a path, the bytes of a file, a `Volume` or a nibabel image), a list of scans, or
+                preprocessed images, (n, *data_shape), which stay as they are.
             check: False skips the alignment contract of scans.
 
         Returns:
@@ -149,17 +149,28 @@ class Engine:
         Raises:
             BundleError: If the bundle has no reference people.
         """
-        reference = self.manifest.reference
-        if reference is None:
+        x = self.prepare(image, check=check)
+        return self.score_of(x, self.encode(x, covariates), covariates)
+
+    @property
+    def reference(self) -> Reference:
+        """People to place a scan among.
+
+        Raises:
+            BundleError: If the bundle has none.
+        """
+        if self.manifest.reference is None:
             raise BundleError(
                 self.path,
                 rule="have reference people to score a scan among",
                 got="none",
                 fix="Export a run with calibration people",
             )
-        x = self.prepare(image, check=check)
-        codes = self.encode(x, covariates)
-        center = self._center(codes)
+        return self.manifest.reference
+
+    def score_of(self, x: Array, codes: dict[str, NDArray], covariates: Any = None) -> dict[str, NDArray[np.float64]]:
+        """`score` of preprocessed images (n, *data_shape) that were encoded before."""
+        reference, center = self.reference, self._center(codes)
         made, mask = self.decode(center, covariates), self._mask
         found = {
             "residual": residual(x, made, mask),
@@ -264,8 +275,8 @@ class Engine:
 
 
 def _is_scan(value: Any) -> bool:
-    """A path, a volume or a nibabel image."""
-    return isinstance(value, str | os.PathLike | Volume) or hasattr(value, "dataobj")
+    """A path, the bytes of a file, a volume or a nibabel image."""
+    return isinstance(value, str | bytes | os.PathLike | Volume) or hasattr(value, "dataobj")
 
 
 def _checked(name: str, value: Any, shape: tuple[int, ...], fix: str) -> Array:

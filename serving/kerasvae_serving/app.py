@@ -1,0 +1,419 @@
+"""The HTTP side of a server: the Open Inference Protocol, scans as files, TF Serving's REST, metrics, OpenAPI."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from importlib.metadata import version as version_of
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from kerasvae.errors import (
+    ArgumentError,
+    KerasVAEError,
+    MediaTypeError,
+    ServingError,
+    UnauthorizedError,
+    UnknownModelError,
+)
+from kerasvae_serving import open_inference as oip
+from kerasvae_serving import tf_rest
+from kerasvae_serving.body import Bodies, form
+from kerasvae_serving.gate import Examined, examine
+from kerasvae_serving.metrics import CONTENT_TYPE, Metrics
+from kerasvae_serving.openapi import describe, page
+from kerasvae_serving.repository import Repository, Version
+from kerasvae_serving.settings import Keys, Settings
+from kerasvae_serving.signatures import Signature, signatures
+from kerasvae_serving.work import Work
+
+__all__ = ["DECODER", "EXTENSIONS", "PLATFORM", "SERVER", "App", "resolve"]
+
+log = logging.getLogger("kerasvae.serving")
+SERVER = "kerasvae"
+PLATFORM = "onnxruntime_onnx"
+EXTENSIONS = ("binary_tensor_data", "model_repository")
+DECODER = "-decoder"
+"""What a decoder's name ends in, after its model's."""
+OPEN = ("/v2/health", "/metrics", "/openapi.json", "/docs")
+"""What needs no key: it says nothing of people."""
+SCAN_TYPES = ("application/octet-stream", "application/gzip", "application/x-gzip", "application/x-nifti", "image/", "")
+"""Media types of a body that is a scan."""
+
+
+def resolve(repository: Repository, name: str, version: str | None = None) -> tuple[Version, Signature]:
+    """What a name of the Open Inference Protocol stands for: a model is its encoder, `…-decoder` its decoder.
+
+    Raises:
+        UnknownModelError: If there is none.
+    """
+    if name not in repository.names and name.endswith(DECODER):
+        found = repository.get(name.removesuffix(DECODER), version)
+        return found, signatures(found.engine)["decode"]
+    found = repository.get(name, version)
+    return found, signatures(found.engine)["encode"]
+
+
+class App:
+    """The application, and what its two protocols share.
+
+    Args:
+        repository: Models.
+        settings: See `Settings`.
+    """
+
+    def __init__(self, repository: Repository, settings: Settings) -> None:
+        self.repository, self.settings = repository, settings
+        self.work = Work(settings.workers, settings.queue, settings.deadline)
+        self.metrics = Metrics(repository, self.work)
+        self.draining = False
+        self._keys = None if settings.keys is None else Keys(settings.keys)
+        self._bodies = Bodies(settings.max_body, 4 * settings.max_body, settings.patience)
+        routes = [
+            ("GET", "/v2", "server_metadata", self._server),
+            ("GET", "/v2/health/live", "live", self._live),
+            ("GET", "/v2/health/ready", "ready", self._ready),
+            ("POST", "/v2/repository/index", "index", self._index),
+            ("GET", "/metrics", "metrics", self._metrics),
+            ("GET", "/openapi.json", "openapi", self._openapi),
+            ("GET", "/docs", "docs", self._docs),
+            ("GET", "/v1/models", "models", self._models),
+        ]
+        for place in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            routes += [
+                ("GET", place, "model_metadata", self._metadata),
+                ("GET", f"{place}/ready", "model_ready", self._model_ready),
+                ("POST", f"{place}/infer", "infer", self._infer),
+            ]
+        for place in ("/v1/models/{target}", "/v1/models/{model}/versions/{target}"):
+            routes += [("GET", place, "status", self._status), ("POST", place, "verb", self._verb)]
+            routes += [("GET", f"{place}/metadata", "tf_metadata", self._tf_metadata)]
+        self.asgi = Starlette(
+            routes=[
+                Route(path, self._guarded(name, handler), methods=[method]) for method, path, name, handler in routes
+            ],
+            exception_handlers={HTTPException: self._lost},
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be answered."""
+        return not self.draining and bool(self.repository.names)
+
+    def admit(self, key: str | None) -> None:
+        """Let a caller in.
+
+        Raises:
+            UnauthorizedError: If keys are asked for and this is none.
+        """
+        if self._keys is not None and not self._keys.know(key or ""):
+            raise UnauthorizedError(
+                "Authorization", rule="be `Bearer` and a key of this server", got="none or another", fix="Add it"
+            )
+
+    async def infer(self, found: Version, signature: Signature, given: Any, deadline: float | None = None) -> Any:
+        """Run a graph on arrays that were checked."""
+        return await self.work.run(signature.run, given, deadline=deadline)
+
+    # The Open Inference Protocol
+
+    async def _live(self, request: Request) -> Response:
+        return _json({"live": True})
+
+    async def _ready(self, request: Request) -> Response:
+        return _json({"ready": self.ready}, 200 if self.ready else 503)
+
+    async def _server(self, request: Request) -> Response:
+        return _json({"name": SERVER, "version": version_of("kerasvae"), "extensions": list(EXTENSIONS)})
+
+    async def _index(self, request: Request) -> Response:
+        return _json([vars(entry) for entry in self.repository.index()])
+
+    async def _metadata(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        found, signature = resolve(self.repository, name, request.path_params.get("version"))
+        versions = [str(number) for number in self.repository.versions(found.name)]
+        described = {
+            part: [
+                {"name": t.name, "datatype": oip.datatype(t.dtype), "shape": [-1, *t.shape]}
+                for t in getattr(signature, part)
+            ]
+            for part in ("inputs", "outputs")
+        }
+        return _json({"name": name, "versions": versions, "platform": PLATFORM} | described)
+
+    async def _model_ready(self, request: Request) -> Response:
+        resolve(self.repository, request.path_params["model"], request.path_params.get("version"))
+        return _json({"ready": not self.draining}, 503 if self.draining else 200)
+
+    async def _infer(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        found, signature = resolve(self.repository, name, request.path_params.get("version"))
+        body = await self._bodies.read(request)
+        asked = oip.parse(body, request.headers.get(oip.JSON_LENGTH), signature.inputs)
+        made = await self.infer(found, signature, asked.inputs)
+        content, length = oip.respond(asked, made, model=name, version=str(found.number))
+        if length is None:
+            return Response(content, media_type="application/json")
+        return Response(content, headers={oip.JSON_LENGTH: str(length)}, media_type="application/octet-stream")
+
+    # Scans as files, and TF Serving's REST
+
+    async def _models(self, request: Request) -> Response:
+        return _json({"models": [vars(entry) for entry in self.repository.index()]})
+
+    async def _status(self, request: Request) -> Response:
+        name, version = _place(request.path_params)
+        return _json(tf_rest.status(self.repository, name, version))
+
+    async def _tf_metadata(self, request: Request) -> Response:
+        name, version = _place(request.path_params)
+        return _json(tf_rest.metadata(self.repository.get(name, version)))
+
+    async def _verb(self, request: Request) -> Response:
+        """POST …:verb; the verb decides."""
+        rest, _, verb = request.path_params["target"].rpartition(":")
+        name, version = _place(request.path_params | {"target": rest})
+        verbs: dict[str, Callable[[Request, str, str | None], Awaitable[Response]]] = {
+            "encode": self._encode,
+            "score": self._score,
+            "reconstruct": partial(self._map, "reconstruction"),
+            "deviation": partial(self._map, "deviation"),
+            "predict": self._predict,
+            "rollback": self._rollback,
+            "activate": self._activate,
+        }
+        if not rest or verb not in verbs:
+            raise UnknownModelError(
+                "The path", rule=f"end in one of :{', :'.join(verbs)}", got=repr(verb)[:60], fix="Correct it"
+            )
+        request.state.endpoint = verb
+        return await verbs[verb](request, name, version)
+
+    async def _predict(self, request: Request, name: str, version: str | None) -> Response:
+        found = self.repository.get(name, version)
+        asked = tf_rest.parse(await self._bodies.read(request), signatures(found.engine))
+        made = await self.infer(found, asked.signature, asked.inputs)
+        return Response(tf_rest.respond(asked, made), media_type="application/json")
+
+    async def _encode(self, request: Request, name: str, version: str | None) -> Response:
+        found, seen = await self._scan(request, name, version)
+        outputs = {key: value[0] for key, value in seen.codes.items()}
+        return _json(_about(found, seen) | {"outputs": outputs})
+
+    async def _score(self, request: Request, name: str, version: str | None) -> Response:
+        found = self.repository.get(name, version)
+        _ = found.engine.reference  # without one there is nothing to answer
+        return _json(_about(*await self._scan(request, name, version)))
+
+    async def _map(self, kind: str, request: Request, name: str, version: str | None) -> Response:
+        space = request.query_params.get("space", "native")
+        if space not in ("native", "model"):
+            raise ArgumentError("space", rule="be native or model", got=repr(space)[:60], fix="Leave it out for native")
+        found, seen, content = await self._scan(request, name, version, partial(_map_of, kind, space))
+        seen_headers = {
+            "X-Kerasvae-In-Distribution": str(seen.in_distribution).lower(),
+            "X-Kerasvae-Reasons": json.dumps(list(seen.reasons)),
+            "X-Kerasvae-Model-Version": str(found.number),
+            "Content-Disposition": f'attachment; filename="{kind}.nii.gz"',
+        }
+        return Response(content, headers=seen_headers, media_type="application/gzip")
+
+    async def _scan(self, request: Request, name: str, version: str | None, then: Any = None) -> Any:
+        """Examine the scan of a request; with `then`, also what that makes of it."""
+        found = self.repository.get(name, version)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        fields: Mapping[str, str] = {}
+        if kind != "multipart/form-data" and not any(
+            kind == each or (each.endswith("/") and kind.startswith(each)) for each in SCAN_TYPES
+        ):
+            rule = "be application/octet-stream, application/gzip or multipart/form-data"
+            raise MediaTypeError("Content-Type", rule=rule, got=repr(kind)[:60], fix="Send the file's bytes")
+        body = await self._bodies.read(request)
+        if kind == "multipart/form-data":
+            body, fields = await form(request, body)
+        covariates = _covariates(found, {**_plain(request), **fields})
+
+        def work() -> Any:
+            seen = examine(
+                found.engine,
+                body,
+                covariates,
+                strict=self.settings.strict,
+                max_voxels=self.settings.max_voxels,
+            )
+            return (found, seen) if then is None else (found, seen, then(found, seen, covariates))
+
+        made = await self.work.run(work)
+        seen: Examined = made[1]
+        center = seen.codes[found.engine.manifest.outputs[0].name]
+        self.metrics.scan(
+            found.name, found.number, center, seen.scores, seen.in_distribution, found.engine.manifest.reference
+        )
+        return made
+
+    async def _rollback(self, request: Request, name: str, version: str | None) -> Response:
+        self._at_home(request)
+        if version is not None:
+            raise ArgumentError("The path", rule="name no version to roll back", got=version, fix="Leave it out")
+        return _json({"model_name": name, "model_version": str(self.repository.rollback(name).number)})
+
+    async def _activate(self, request: Request, name: str, version: str | None) -> Response:
+        self._at_home(request)
+        if version is None:
+            raise ArgumentError("The path", rule="name a version", got="none", fix="POST …/versions/N:activate")
+        return _json({"model_name": name, "model_version": str(self.repository.activate(name, version).number)})
+
+    # The rest
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type=CONTENT_TYPE)
+
+    async def _openapi(self, request: Request) -> Response:
+        return _json(describe(self.repository, self.settings))
+
+    async def _docs(self, request: Request) -> Response:
+        return HTMLResponse(page())
+
+    def _at_home(self, request: Request) -> None:
+        """Who may change what is served: callers with a key, or on this machine where there are none."""
+        local = request.client is not None and request.client.host in ("127.0.0.1", "::1")
+        if self._keys is None and not local:
+            raise UnauthorizedError(
+                "A change of versions",
+                rule="come from this machine, or with a key",
+                got="another",
+                fix="Use --api-keys",
+            )
+
+    def _guarded(self, name: str, handler: Callable[[Request], Awaitable[Response]]) -> Any:
+        """A handler whose errors become answers, and whose answers are counted."""
+
+        async def endpoint(request: Request) -> Response:
+            begun = time.perf_counter()
+            try:
+                if not request.url.path.startswith(OPEN):
+                    self.admit(_key(request))
+                response = await handler(request)
+            except KerasVAEError as error:
+                response = refuse(error)
+            except ClientDisconnect:
+                response = Response(status_code=499)
+            except Exception as error:
+                # the type alone: a message may hold what the client sent
+                log.error("failed", extra={"endpoint": name, "error": type(error).__name__})
+                response = _json({"error": "The server failed. Its log says more."}, 500)
+            seconds = time.perf_counter() - begun
+            self._count(request, name, response.status_code, seconds)
+            if self.draining:
+                response.headers["connection"] = "close"
+            return response
+
+        return endpoint
+
+    def _count(self, request: Request, name: str, status: int, seconds: float) -> None:
+        endpoint = getattr(request.state, "endpoint", name)
+        asked = request.path_params.get("model") or request.path_params.get("target", "").rpartition(":")[0]
+        model = asked if asked.removesuffix(DECODER) in self.repository.names else ""
+        self.metrics.requests.labels(model, endpoint, "http", str(status)).inc()
+        self.metrics.seconds.labels(endpoint, "http").observe(seconds)
+        level = logging.DEBUG if request.url.path.startswith(OPEN) else logging.INFO
+        log.log(
+            level, "answered",
+            extra={"endpoint": endpoint, "model": model, "status": status, "ms": round(1000 * seconds, 3)},
+        )  # fmt: skip
+
+    async def _lost(self, request: Request, error: Exception) -> Response:
+        """No such path, or not by this method."""
+        status = getattr(error, "status_code", 404)
+        headers = getattr(error, "headers", None)
+        sentence = {404: "There is nothing at this path. See /docs.", 405: "This path takes another method. See /docs."}
+        self._count(request, "none", status, 0.0)
+        return _json({"error": sentence.get(status, "The request was refused.")}, status, headers)
+
+
+def refuse(error: KerasVAEError) -> Response:
+    """The answer that an error becomes."""
+    headers = {}
+    status = error.http_status
+    if status in (408, 413):
+        headers["connection"] = "close"  # the rest of the body is not read
+    if status in (429, 503):
+        headers["retry-after"] = "1"
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if status >= 500 and not isinstance(error, ServingError):
+        log.error("failed", extra={"error": type(error).__name__})
+    return _json({"error": str(error)}, status, headers)
+
+
+def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(data, status, dict(headers or {}), "application/json")
+
+
+def _key(request: Request) -> str | None:
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key")
+
+
+def _place(parameters: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Model and version of a path of TF Serving's kind."""
+    return (parameters["model"], parameters["target"]) if "model" in parameters else (parameters["target"], None)
+
+
+def _plain(request: Request) -> dict[str, str]:
+    return {name: value for name, value in request.query_params.items() if name != "space"}
+
+
+def _covariates(found: Version, given: Mapping[str, str]) -> Mapping[str, str] | None:
+    """Those of a request, by name."""
+    known = found.engine.covariates
+    names = () if known is None else known.names
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        takes = ", ".join(names) or "none"
+        raise ArgumentError(
+            "A parameter", rule=f"be one of the model's: {takes}", got=repr(unknown[0])[:60], fix="Leave it out"
+        )
+    return given if known is not None and given else None
+
+
+def _about(found: Version, seen: Examined) -> dict[str, Any]:
+    """What every answer about a scan says."""
+    places = {name: value for name, value in seen.scores.items() if name.endswith("_percentile")}
+    return {
+        "model_name": found.name,
+        "model_version": str(found.number),
+        "in_distribution": seen.in_distribution,
+        "reasons": list(seen.reasons),
+        "scores": {name: value for name, value in seen.scores.items() if name not in places},
+        "percentiles": {name.removesuffix("_percentile"): value for name, value in places.items()},
+    }
+
+
+def _map_of(kind: str, space: str, found: Version, seen: Examined, covariates: Mapping[str, str] | None) -> bytes:
+    """A map as the bytes of a .nii.gz file."""
+    import gzip
+
+    from kerasvae.preprocess.nifti import image_of, sform_code_of
+
+    engine = found.engine
+    table = None if covariates is None else {name: [value] for name, value in covariates.items()}
+    made = engine.deviation_map if kind == "deviation" else engine.reconstruct
+    values = made(seen.image, table)[0]
+    if space == "native":
+        image = engine.pipeline.invert(values, seen.volume, intensity=kind == "reconstruction")
+    else:
+        grid = engine.pipeline.grid
+        image = image_of(values, grid.matrix, sform_code_of(grid.space))
+    return gzip.compress(image.to_bytes(), 1, mtime=0)

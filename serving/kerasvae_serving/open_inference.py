@@ -1,0 +1,297 @@
+"""The Open Inference Protocol, version 2, as pure functions: requests and answers in JSON and binary tensors.
+
+Source: Open Inference Protocol, "Predict Protocol - Version 2" (KServe, `docs/predict-api/v2/required_api.md`) and the
+"Binary tensor data extension" (Triton Inference Server, `protocol/extension_binary_data.md`). With the extension a body
+is JSON, whose length the header `Inference-Header-Content-Length` says, followed by the little-endian bytes of those
+tensors that have the parameter `binary_data_size`, in their order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from kerasvae.bundle import Tensor
+from kerasvae.errors import ArgumentError
+
+__all__ = [
+    "DATATYPES",
+    "JSON_LENGTH",
+    "InferRequest",
+    "check_tensors",
+    "datatype",
+    "from_bytes",
+    "parse",
+    "respond",
+    "tensor_of",
+]
+
+JSON_LENGTH = "inference-header-content-length"
+DATATYPES = {
+    "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "i1", "INT16": "<i2",
+    "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
+}  # fmt: skip
+"""The protocol's names of numpy's types."""
+_NAMES = {np.dtype(code): name for name, code in DATATYPES.items()}
+MAX_ROWS = 1024
+"""Images in one request."""
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """What a client asks for.
+
+    Args:
+        inputs: Arrays (n, …) by name.
+        outputs: Names that are wanted, and whether as binary; None: all.
+        binary: Whether outputs that say nothing of it are wanted as binary.
+        id: Given back with the answer.
+    """
+
+    inputs: dict[str, NDArray[Any]]
+    outputs: dict[str, bool | None] | None = None
+    binary: bool = False
+    id: str | None = field(default=None)
+
+
+def datatype(dtype: str) -> str:
+    """The protocol's name of a dtype.
+
+    >>> datatype("float32")
+    'FP32'
+    """
+    return _NAMES[np.dtype(dtype)]
+
+
+def parse(body: bytes | bytearray, json_length: str | None, known: Sequence[Tensor]) -> InferRequest:
+    """A request from the body of a POST.
+
+    Args:
+        body: All of it.
+        json_length: The header `Inference-Header-Content-Length`, if there is one.
+        known: The model's inputs.
+
+    Raises:
+        ArgumentError: If anything in it is outside the protocol, or does not fit the model.
+    """
+    view = memoryview(body)
+    length = len(body) if json_length is None else _length(json_length, len(body))
+    try:
+        content = orjson.loads(view[:length])
+    except orjson.JSONDecodeError as error:
+        raise ArgumentError("The body", rule="be JSON", got=str(error), fix="Correct it") from None
+    content = _mapping("The body", content)
+    entries = _sequence("inputs", content.get("inputs"))
+    place, inputs = length, {}
+    for entry in entries:
+        entry = _mapping("An entry of inputs", entry)
+        name, shape, kind = _described(entry)
+        size = _parameters(f"parameters of {name}", entry).get("binary_data_size")
+        if size is None:
+            value = _from_json(name, entry.get("data"), shape, kind)
+        else:
+            expected = math.prod(shape) * np.dtype(DATATYPES[kind]).itemsize
+            if "data" in entry or isinstance(size, bool) or size != expected:
+                rule = f"be {expected}, the bytes of {kind} {list(shape)}, and come without `data`"
+                raise ArgumentError(f"binary_data_size of {name}", rule=rule, got=repr(size), fix="Correct it")
+            value = from_bytes(name, view[place : place + expected], shape, kind)
+            place += expected
+        if name in inputs:
+            raise ArgumentError("inputs", rule="name each tensor once", got=f"{name} twice", fix="Leave one out")
+        inputs[name] = value
+    if place != len(body):
+        got = f"{len(body) - place} bytes more"
+        raise ArgumentError("The body", rule="end after its last tensor", got=got, fix="Correct binary_data_size")
+    check_tensors(inputs, known)
+    asked = content.get("id")
+    if not isinstance(asked, str | None):
+        raise ArgumentError("id", rule="be text", got=_short(asked), fix="Put it in quotes")
+    rest = _parameters("parameters", content)
+    binary = _flag("parameters.binary_data_output", rest.get("binary_data_output")) or False
+    return InferRequest(inputs, _asked(content.get("outputs")), binary, asked)
+
+
+def respond(
+    request: InferRequest,
+    found: Mapping[str, NDArray[Any]],
+    *,
+    model: str,
+    version: str,
+    parameters: Mapping[str, Any] | None = None,
+) -> tuple[bytes, int | None]:
+    """The body of an answer, and the length of its JSON where tensors follow it.
+
+    Raises:
+        ArgumentError: If an output is asked for that the model does not have.
+    """
+    wanted = dict.fromkeys(found) if request.outputs is None else request.outputs
+    outputs, blobs = [], []
+    for name, binary in wanted.items():
+        if name not in found:
+            raise ArgumentError("outputs", rule=f"be among {', '.join(found)}", got=repr(name), fix="Correct the name")
+        value = found[name]
+        entry: dict[str, Any] = {"name": name, "datatype": datatype(value.dtype.name), "shape": list(value.shape)}
+        if request.binary if binary is None else binary:
+            blobs.append(np.ascontiguousarray(value).astype(DATATYPES[entry["datatype"]], copy=False).tobytes())
+            entry["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            entry["data"] = np.ascontiguousarray(value).ravel()
+        outputs.append(entry)
+    content: dict[str, Any] = {"model_name": model, "model_version": version}
+    if request.id is not None:
+        content["id"] = request.id
+    if parameters:
+        content["parameters"] = dict(parameters)
+    head = orjson.dumps(content | {"outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return (b"".join([head, *blobs]), len(head)) if blobs else (head, None)
+
+
+def check_tensors(inputs: Mapping[str, NDArray[Any]], known: Sequence[Tensor]) -> None:
+    """Whether these are a model's inputs: names, types, shapes, as many rows each, finite numbers.
+
+    Raises:
+        ArgumentError: If not.
+    """
+    names = [tensor.name for tensor in known]
+    if set(inputs) != set(names):
+        got = ", ".join(inputs) or "none"
+        raise ArgumentError("inputs", rule=f"be {' and '.join(names)}", got=got, fix="Give these, and no others")
+    rows = {name: len(value) if value.ndim else 0 for name, value in inputs.items()}
+    for tensor in known:
+        value = inputs[tensor.name]
+        if value.dtype != np.dtype(tensor.dtype):
+            raise ArgumentError(
+                tensor.name, rule=f"be {datatype(tensor.dtype)}", got=datatype(value.dtype.name), fix="Convert it"
+            )
+        if value.shape[1:] != tensor.shape or not 1 <= rows[tensor.name] <= MAX_ROWS:
+            rule = f"have shape {[-1, *tensor.shape]} with 1 to {MAX_ROWS} rows"
+            raise ArgumentError(tensor.name, rule=rule, got=list(value.shape), fix="Correct the shape")
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ArgumentError(tensor.name, rule="hold finite numbers", got="NaN or infinity", fix="Replace them")
+    if len(set(rows.values())) > 1:
+        raise ArgumentError("inputs", rule="have as many rows each", got=rows, fix="Correct the shapes")
+
+
+def tensor_of(name: str, values: Any, shape: Sequence[int], kind: str) -> NDArray[Any]:
+    """An array from a flat or nested list of JSON's or protobuf's numbers.
+
+    Raises:
+        ArgumentError: If there are more or fewer than the shape says, or one is not of this type.
+    """
+    dtype = np.dtype(DATATYPES[kind])
+    try:
+        found = np.asarray(values)
+    except ValueError:  # rows of different lengths
+        found = np.empty(0, object)
+    accepted = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}[dtype.kind]
+    if found.size and found.dtype.kind not in accepted:
+        rule = f"hold {kind} numbers, as a flat list or nested as the shape says"
+        raise ArgumentError(name, rule=rule, got=_short(values), fix="Correct its data")
+    if found.size != math.prod(shape) or (found.ndim > 1 and found.shape != tuple(shape)):
+        got = f"{found.size}, nested as {list(found.shape)}"
+        raise ArgumentError(name, rule=f"hold the numbers of shape {list(shape)}", got=got, fix="Correct its data")
+    if dtype.kind in "iu" and found.size:
+        limits = np.iinfo(dtype)
+        if int(found.min()) < limits.min or int(found.max()) > limits.max:
+            got = f"{found.min()} to {found.max()}"
+            raise ArgumentError(name, rule=f"hold numbers that fit {kind}", got=got, fix="Correct its data")
+    with np.errstate(over="ignore"):  # too large a number becomes infinite, which is refused by name later
+        return found.astype(dtype).reshape(shape)
+
+
+def from_bytes(name: str, data: memoryview, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
+    """An array from little-endian bytes, which it shares.
+
+    Raises:
+        ArgumentError: If there are more or fewer than the shape says.
+    """
+    dtype = np.dtype(DATATYPES[kind])
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        rule = f"have {math.prod(shape) * dtype.itemsize} bytes"
+        raise ArgumentError(name, rule=rule, got=len(data), fix="Send the rest of it")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def _from_json(name: str, data: Any, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
+    if not isinstance(data, list):
+        raise ArgumentError(f"data of {name}", rule="be a list", got=_short(data), fix="Add it, or binary_data_size")
+    if kind == "FP16":
+        raise ArgumentError(name, rule="come as binary, which FP16 must", got="JSON", fix="Use binary_data_size")
+    return tensor_of(name, data, shape, kind)
+
+
+def _described(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], str]:
+    """Name, shape and datatype of an input."""
+    name, shape, kind = (entry.get(key) for key in ("name", "shape", "datatype"))
+    if not isinstance(name, str):
+        raise ArgumentError("name of an input", rule="be text", got=_short(name), fix="Add it")
+    whole = isinstance(shape, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)
+    if not whole:
+        raise ArgumentError(f"shape of {name}", rule="be a list of whole numbers", got=_short(shape), fix="Correct it")
+    if kind not in DATATYPES:
+        rule = f"be one of {', '.join(DATATYPES)}"
+        raise ArgumentError(f"datatype of {name}", rule=rule, got=_short(kind), fix="Correct it")
+    return name, tuple(shape or ()), kind
+
+
+def _asked(outputs: Any) -> dict[str, bool | None] | None:
+    """Names of outputs, and whether each is wanted as binary."""
+    if outputs is None:
+        return None
+    found: dict[str, bool | None] = {}
+    for entry in _sequence("outputs", outputs):
+        entry = _mapping("An entry of outputs", entry)
+        name = entry.get("name")
+        if not isinstance(name, str) or name in found:
+            raise ArgumentError("outputs", rule="name each tensor once", got=_short(name), fix="Correct the name")
+        rest = _parameters(f"parameters of {name}", entry)
+        if "classification" in rest:
+            got = "classification"
+            raise ArgumentError(f"parameters of {name}", rule="be ones a VAE knows", got=got, fix="Leave it out")
+        found[name] = _flag(f"binary_data of {name}", rest.get("binary_data"))
+    return found or None
+
+
+def _length(text: str, most: int) -> int:
+    if not text.isdecimal() or int(text) > most:
+        rule = f"be the length of the JSON, 0 to {most}"
+        raise ArgumentError("Inference-Header-Content-Length", rule=rule, got=_short(text), fix="Correct the header")
+    return int(text)
+
+
+def _parameters(what: str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _mapping(what, {} if entry.get("parameters") is None else entry["parameters"])
+
+
+def _mapping(what: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ArgumentError(what, rule="be a JSON object", got=_short(value), fix="Correct it")
+    return value
+
+
+def _sequence(what: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ArgumentError(what, rule="be a list of objects", got=_short(value), fix="Correct it")
+    return value
+
+
+def _flag(what: str, value: Any) -> bool | None:
+    if not isinstance(value, bool | None):
+        raise ArgumentError(what, rule="be true or false", got=_short(value), fix="Correct it")
+    return value
+
+
+def _short(value: Any) -> str:
+    """A value for a message: never the numbers of an image."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, list | dict):
+        return f"a {'list' if isinstance(value, list) else 'JSON object'} of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

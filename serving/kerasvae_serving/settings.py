@@ -1,0 +1,100 @@
+"""How a server is to run."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from pathlib import Path
+
+from kerasvae.errors import ArgumentError
+
+__all__ = ["Keys", "Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server is to run; every size is in bytes, every time in seconds.
+
+    Args:
+        host: Address to listen on; that of this machine alone unless told.
+        port: Of HTTP; 0 takes a free one.
+        grpc_port: Of gRPC; 0 takes a free one, None has no gRPC.
+        workers: Pieces of work at a time: threads with one core each.
+        queue: Requests that may wait.
+        deadline: Longest time until an answer.
+        max_body: Largest body, unpacked.
+        max_voxels: Largest scan.
+        patience: Longest silence within a request.
+        poll: Time between two looks at the bundles.
+        keep: Versions of a model in memory.
+        drain: Time between the first sign of going (not ready) and the end of listening.
+        strict: Refuse scans that are out of distribution.
+        keys: File with one API key a line; None: anybody may ask.
+        certificate: TLS certificate (PEM); None: no TLS.
+        private_key: Its key.
+        providers: ONNX Runtime execution providers.
+        precision: Of the graphs.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grpc_port: int | None = 8001
+    workers: int = 2
+    queue: int = 32
+    deadline: float = 30.0
+    max_body: int = 64 * 2**20
+    max_voxels: int = 2**25
+    patience: float = 10.0
+    poll: float = 5.0
+    keep: int = 2
+    drain: float = 5.0
+    strict: bool = False
+    keys: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        for name in ("deadline", "max_body", "max_voxels", "patience", "poll"):
+            if not getattr(self, name) > 0:
+                raise ArgumentError(
+                    f"--{name.replace('_', '-')}", rule="be above 0", got=getattr(self, name), fix="Raise it"
+                )
+        if self.drain < 0:
+            raise ArgumentError("--drain", rule="be 0 or more seconds", got=self.drain, fix="Use 5")
+        if (self.certificate is None) != (self.private_key is None):
+            raise ArgumentError(
+                "--tls-certificate and --tls-key", rule="come together", got="one of them", fix="Give both"
+            )
+
+
+class Keys:
+    """API keys, of which only hashes are kept.
+
+    Args:
+        path: File with one key a line; what begins with # is a comment.
+
+    Raises:
+        ArgumentError: If it cannot be read or holds none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArgumentError("--api-keys", rule="be a readable file", got=str(error), fix="Check it") from error
+        self._known = [_hash(line) for line in lines if line and not line.startswith("#")]
+        if not self._known:
+            raise ArgumentError("--api-keys", rule="hold a key", got=f"none in {path}", fix="Write one a line")
+
+    def know(self, key: str) -> bool:
+        """Whether a key is one of them; the time that takes says nothing about it."""
+        given = _hash(key)
+        return sum(hmac.compare_digest(given, each) for each in self._known) > 0  # all of them are compared
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
