@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kerasvae.covariates import FEWEST, Covariate
-from kerasvae.errors import BundleError
+from kerasvae.errors import BundleError, UnsupportedError
 from kerasvae.scoring import Reference
 from kerasvae.storage import atomic_path
 
@@ -218,11 +219,12 @@ class Bundle:
         """What `kerasvae.scoring.deviation` measures by: mean, standard deviation and degrees of freedom.
 
         Raises:
-            BundleError: If there are none, or the file cannot be read.
+            UnsupportedError: If there are none.
+            BundleError: If the file cannot be read.
         """
         if self.manifest.reference is None or self.manifest.reference.degrees is None:
-            raise BundleError(
-                self.path,
+            raise UnsupportedError(
+                f"{self.manifest.name} {self.manifest.version}",
                 rule="have maps of calibration people to say where a scan deviates",
                 got="none",
                 fix=f"Export with {FEWEST} calibration people or more",
@@ -234,7 +236,7 @@ class Bundle:
         try:
             with np.load(self.path / name, allow_pickle=False) as content:
                 return {key: content[key] for key in content.files}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise BundleError(
                 self.path / name, rule="be a readable archive of arrays", got=str(error), fix="Export again"
             ) from error
@@ -263,8 +265,8 @@ def read_bundle(path: str | os.PathLike[str], *, check: bool = True) -> Bundle:
     folder = Path(path)
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        got = "a folder without it" if folder.is_dir() else "no such folder"
+    except (FileNotFoundError, NotADirectoryError) as error:
+        got = "a folder without it" if folder.is_dir() else "a file" if folder.is_file() else "no such folder"
         raise BundleError(folder, rule=f"be a bundle with {MANIFEST}", got=got, fix="Run `kerasvae export`") from error
     except (OSError, ValueError) as error:
         raise BundleError(folder / MANIFEST, rule="be readable JSON", got=str(error), fix="Export again") from error
@@ -282,7 +284,7 @@ def read_bundle(path: str | os.PathLike[str], *, check: bool = True) -> Bundle:
             folder,
             rule="be as it was exported",
             got="; ".join(altered[:3]) + (f" and {len(altered) - 3} more" if len(altered) > 3 else ""),
-            fix="Copy it again, or export it again",
+            fix="Copy or export it again; what is not in the manifest may be removed",
         )
     return bundle
 

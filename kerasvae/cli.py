@@ -60,6 +60,7 @@ RecipeArgument = Annotated[str, typer.Argument(help="A TOML file, or a shipped r
 DataOption = Annotated[Path, typer.Option(help="BIDS derivative folder, or a table with a `path` column.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override: section.key=value.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `kerasvae train` wrote.")]
+PrecisionOption = Annotated[str, typer.Option(help="Of the ONNX graphs: float32, or what the bundle has.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder that `kerasvae export` wrote.")]
 
 
@@ -308,10 +309,10 @@ def verify(
     if (identity is None) != (issuer is None) or (key is not None and identity is not None):
         given = {"--key": key, "--identity": identity, "--issuer": issuer}
         raise ArgumentError(
-            "Whose signature it must be",
-            rule="be said by --key, or by --identity and --issuer",
+            "A signer",
+            rule="be named by --key alone, or by --identity together with --issuer",
             got=", ".join(name for name, value in given.items() if value is not None),
-            fix="Give one of the two",
+            fix="Give one or the other",
         )
     with err.status("Running the engines on the golden case …"):
         _load_tensorflow()
@@ -319,11 +320,17 @@ def verify(
         from kerasvae_export import verify as run_checks
 
         by = None if key is None and identity is None else Signer(key, identity, issuer)
-        checks = run_checks(bundle, engine, signed_by=by)
+        try:
+            checks = run_checks(bundle, engine, signed_by=by)
+        except KerasVAEError as error:
+            if json_:
+                content = {"bundle": str(bundle), "ok": False, "error": str(error), "checks": []}
+                sys.stdout.write(json.dumps(content) + "\n")
+            raise
     failed = [check for check in checks if check.ok is False]
     if json_:
-        content = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks]
-        sys.stdout.write(json.dumps({"bundle": str(bundle), "ok": not failed, "checks": content}) + "\n")
+        each = [{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks]
+        sys.stdout.write(json.dumps({"bundle": str(bundle), "ok": not failed, "checks": each}) + "\n")
     else:
         for check in checks:
             mark, colour = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("not run", "yellow")}[check.ok]
@@ -339,11 +346,14 @@ def deploy(
     server: Annotated[str, typer.Option(help="tf-serving or triton.")] = "tf-serving",
     base_path: Annotated[str, typer.Option(help="Where the server finds the folder: an absolute path.")] = "/models",
     batch: Annotated[int, typer.Option(min=1, help="Images in one batch, at most.")] = 8,
+    precision: PrecisionOption = "float32",
 ) -> None:
     """Lay a bundle out for a server, with its configuration. Example: `kerasvae deploy bundle models`."""
     from kerasvae_serving import deploy as lay_out
 
-    out.print(f"Version: {lay_out(bundle, folder, server=server, base_path=base_path, most=batch)}")
+    out.print(
+        f"Version: {lay_out(bundle, folder, server=server, base_path=base_path, most=batch, precision=precision)}"
+    )
 
 
 @app.command()
@@ -353,11 +363,12 @@ def encode(
     out_: Annotated[Path, typer.Option("--out", help="Table of latents to write.")] = Path("latents.tsv"),
     covariates: Annotated[Path | None, typer.Option(help="Table of covariates, for a model that takes them.")] = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave out images that cannot be used.")] = False,
+    precision: PrecisionOption = "float32",
 ) -> None:
     """Encode new images with ONNX Runtime; no TensorFlow. Example: `kerasvae encode bundle scans/ --out z.tsv`."""
     from kerasvae_serving import Engine, encode_files
 
-    engine = Engine(bundle)
+    engine = Engine(bundle, precision=precision)
     with _bar() as bar:
         left_out = encode_files(
             engine,
@@ -391,7 +402,7 @@ def serve(
     api_keys: Annotated[Path | None, typer.Option(help="File with one key a line; without it anybody may ask.")] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="Certificate chain (PEM).")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
-    precision: Annotated[str, typer.Option(help="float32, or what the bundles have: float16, int8.")] = "float32",
+    precision: PrecisionOption = "float32",
 ) -> None:
     """Answer over HTTP and gRPC; no TensorFlow. Example: `kerasvae serve bundle --port 8000`."""
     from kerasvae_serving.server import serve as run_server
@@ -492,8 +503,8 @@ def main() -> None:
         extra = {module: name for name, modules in EXTRAS.items() for module in modules}
         if missing not in extra:
             raise
-        needed = f"pip install 'kerasvae[{extra[missing]}]'"
-        _say(err, "Error:", "red", f" this command needs {missing}. Install it: {needed}")
+        needed = "export" if set(sys.argv[1:2]) & {"export", "verify", "sign"} else extra[missing]
+        _say(err, "Error:", "red", f" this command needs {missing}. Install kerasvae with the extra {needed!r}")
         raise SystemExit(1) from None
 
 

@@ -125,6 +125,12 @@ class SlowRequestError(ServingError):
     http_status = 408
 
 
+class ConflictError(ServingError):
+    """What is asked for does not go with how things stand."""
+
+    http_status = 409
+
+
 class TooLargeError(ServingError):
     """A request has more bytes than a server takes."""
 
@@ -147,6 +153,12 @@ class DeadlineError(ServingError):
     """An answer was not ready in time."""
 
     http_status = 504
+
+
+class UnsupportedError(BundleError):
+    """A bundle lacks what an answer needs: a pipeline, reference people, maps of them."""
+
+    http_status = 501
 
 
 class StorageError(KerasVAEError):

@@ -13,6 +13,9 @@ from kerasvae.bundle import Manifest
 
 __all__ = ["model_card"]
 
+FEW = 20
+"""People by fewer of whom a percentile or an agreement is rough."""
+
 FIGURES = {
     "role", "explained_variance", "explained_variance_pca", "identification", "identification_pca",
     "identification_chance", "variance_ratio", "variance_ratio_pca", "active_units", "kl_nats", "elbo_nats",
@@ -126,7 +129,8 @@ def _reference(manifest: Manifest) -> str:
     maps = "" if placed.degrees is None else " Maps of deviation are measured by what their reconstructions miss."
     return (
         f"## Reference\n\nA new scan is placed among {placed.people} {placed.role} people, to whom no weight was "
-        f"fitted.{maps}\n\n| score | 5 % | median | 95 % |\n|---|---|---|---|\n" + "\n".join(rows)
+        f"fitted.{maps}{_caution(placed.people)}\n\n| score | 5 % | median | 95 % |\n|---|---|---|---|\n"
+        + "\n".join(rows)
     )
 
 
@@ -140,10 +144,15 @@ def _reduced(manifest: Manifest) -> str:
     )
     people = next(iter(manifest.reduced.values())).people
     return (
-        f"## Fewer bits\n\nOn {people} people: the least correlation of a latent with the float32 graph's, and the "
-        "difference of reconstructions in parts of that between two people.\n\n"
+        f"## Fewer bits\n\nOn {people} people, on whom int8 was calibrated too: the least correlation of a latent with "
+        "the float32 graph's, and the "
+        f"difference of reconstructions in parts of that between two people.{_caution(people)}\n\n"
         f"| precision | correlation | difference |\n|---|---|---|\n{rows}"
     )
+
+
+def _caution(people: int) -> str:
+    return f" **They are only {people}: what is said by them is rough.**" if people < FEW else ""
 
 
 def _data(about: dict[str, str]) -> str:

@@ -8,6 +8,7 @@ signature into sigstore's public log, as https://docs.sigstore.dev describes.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,8 +84,6 @@ def check_signature(bundle: Bundle, by: Signer | None) -> tuple[bool | None, str
     there = (bundle.path / SIGNATURE).is_file()
     if by is None:
         return None, "signed; say whose signature it must be to have it checked" if there else "not signed"
-    if not there:
-        return False, "the bundle is not signed"
     from model_signing import verifying
 
     config = verifying.Config()
@@ -95,9 +94,13 @@ def check_signature(bundle: Bundle, by: Signer | None) -> tuple[bool | None, str
             raise _unusable("public", by.key, error) from error
     else:
         config.use_sigstore_verifier(identity=by.identity, oidc_issuer=by.issuer)
+    if not there:
+        return False, "the bundle is not signed"
     try:
         config.verify(bundle.path, bundle.path / SIGNATURE)
     except Exception as error:  # a damaged signature, or sigstore out of reach, can fail in any way: none is a yes
+        if changed := re.findall(r"mismatch for \\?'([^'\\]+)", str(error)):
+            return False, f"not as signed: {', '.join(changed[:3])}"
         return False, f"the signature does not hold: {(str(error) or type(error).__name__)[:200]}"
     return True, f"every file is as signed by {by.key or by.identity}"
 
@@ -107,5 +110,5 @@ def _unusable(kind: str, key: str | os.PathLike[str], error: Exception) -> Argum
         "--key",
         rule=f"be a readable {kind} key of an elliptic curve, PEM",
         got=f"{key}: {error}",
-        fix=f"Check the file, and {PASSWORD} if it is encrypted",
+        fix=f"Check the file, and {PASSWORD} if it is encrypted" if kind == "private" else "Check the file",
     )

@@ -28,7 +28,8 @@ RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLik
 """Operators of ONNX that draw random numbers; Dropout in training mode is met by its own rule."""
 ENGINES = ("onnx", "saved_model", "tf_serving")
 PATH = re.compile(
-    rb"(?<![\w.:/])/(?:home|root|Users|tmp|mnt|media|data|work|scratch|srv|opt|usr|var)/[\w.@+-]+|\b[A-Z]:\\[\w.@+-]+"
+    rb"(?<![\w.:/])/(?:home|root|Users|tmp|mnt|media|data|work|scratch|srv|opt|usr|var)/[\w.@+-]+"
+    rb"|\b[A-Z]:\\[\w.@+ -]{2,}\\[\w.@+-]{2,}"
 )
 """What looks like a place on somebody's disk."""
 
@@ -198,11 +199,24 @@ def _paths(bundle: Bundle) -> tuple[bool, str]:
 
 
 def _texts(model: onnx.ModelProto) -> bytes:
-    """An ONNX graph without its numbers."""
-    for tensor in model.graph.initializer:
-        tensor.ClearField("raw_data")
+    """An ONNX graph without its numbers, in which any bytes can stand."""
+    for tensor in _numbers(model.graph):
+        for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+            tensor.ClearField(field)
     content: bytes = model.SerializeToString()
     return content
+
+
+def _numbers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph: weights, constants, and those of inner graphs."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            attribute.ClearField("floats")
+            if attribute.HasField("t"):
+                yield attribute.t
+            if attribute.HasField("g"):
+                yield from _numbers(attribute.g)
 
 
 def _tensorflow_graph(bundle: Bundle) -> tuple[bool, str]:

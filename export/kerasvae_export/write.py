@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -214,8 +215,12 @@ def weights_digest(model: VAE) -> str:
 def _check_arguments(path: Path, name: str, version: int) -> None:
     if not is_vacant(path):
         raise ArgumentError("BUNDLE", rule="be a new or empty folder", got=f"{path} with files", fix="Choose another")
-    if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
-        raise ArgumentError("name", rule="consist of letters, digits, - _ and .", got=repr(name), fix="Use --name")
+    if inside := [parent for parent in path.absolute().parents if (parent / MANIFEST).is_file()]:
+        got = f"{path}, within {inside[0]}"
+        raise ArgumentError("BUNDLE", rule="lie outside other bundles", got=got, fix="Choose another folder")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        rule = "start with a letter or digit, and go on with letters, digits, - _ and ."
+        raise ArgumentError("--name", rule=rule, got=repr(name), fix="Choose another")
     if version < 1:
         raise ArgumentError("version", rule="be 1 or more, as TF Serving wants", got=version, fix="Use 1")
 

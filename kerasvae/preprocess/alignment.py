@@ -197,7 +197,7 @@ class AlignmentContract(_Frozen):
             source,
             rule=f"lie as the training images do ({stripped} {self.modality}, {self.registration}, {self.space})",
             got=got,
-            fix="Prepare it as the training images were; check=False skips this test where you know better",
+            fix="Prepare it as the training images were",
         )
 
 

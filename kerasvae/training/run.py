@@ -58,7 +58,8 @@ class Run:
         try:
             model = keras.saving.load_model(path)
         except (ValueError, OSError, KeyError) as error:  # what Keras raises for a damaged file
-            got = str(error).strip().splitlines()[0]
+            # Keras says of a damaged file that it is not there
+            got = "a damaged file" if "not found" in str(error) else str(error).strip().splitlines()[0]
             raise RunError(path, rule="be a model that Keras can load", got=got, fix="Train it again") from error
         if not isinstance(model, VAE):
             raise RunError(
@@ -109,7 +110,9 @@ class Run:
                 self.path,
                 rule=f"be a run folder with {name}",
                 got="no such file" if self.path.is_dir() else "no such folder",
-                fix="Finish it with `kerasvae train … --resume`, or give another folder",
+                fix="Finish it with `kerasvae train … --resume`, or give another folder"
+                if (self.path / "recipe.toml").is_file()
+                else "Give the folder that `kerasvae train` wrote",
             )
         return path
 

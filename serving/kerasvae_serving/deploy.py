@@ -18,6 +18,8 @@ from kerasvae.storage import atomic_path
 
 __all__ = ["SERVERS", "deploy"]
 
+MARK = "# Written by kerasvae deploy, and written anew by each call."
+"""First line of every file of configuration that is ours."""
 TRITON_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int32": "TYPE_INT32", "int64": "TYPE_INT64"}
 
 
@@ -28,10 +30,13 @@ def deploy(
     server: str = "tf-serving",
     base_path: str = "/models",
     most: int = 8,
+    precision: str = "float32",
 ) -> Path:
     """Copy what a server needs of a bundle to a folder, and write its configuration.
 
-    Other models and versions in the folder stay; the configuration then names them all.
+    Other models and versions in the folder stay. The configuration is written anew and names them all; `base_path` and
+    `most` of the last call hold for all of them. Triton gets the two ONNX graphs, so its clients send preprocessed
+    images; TF Serving gets every signature.
 
     Args:
         bundle: A bundle, whose hashes are checked first.
@@ -39,13 +44,16 @@ def deploy(
         server: "tf-serving" or "triton".
         base_path: Where the server will find this folder, an absolute path.
         most: Images in one batch, at most.
+        precision: Of the graphs that Triton gets: "float32", or what the bundle has.
 
     Returns:
         The folder of the new version.
 
     Raises:
-        BundleError: If the bundle is damaged.
-        ArgumentError: If the version is there already, or an argument is outside its rule.
+        BundleError: If the bundle is damaged, or has no graphs of this precision.
+        ArgumentError: If the version is there already, the configuration was written by somebody else, or an argument
+            is outside its rule.
+        StorageError: If the folder cannot be written to.
     """
     if server not in SERVERS:
         raise ArgumentError("--server", rule=f"be {' or '.join(SERVERS)}", got=repr(server), fix="Choose one")
@@ -58,11 +66,16 @@ def deploy(
         )
     if most < 1:
         raise ArgumentError("--batch", rule="be 1 or more", got=most, fix="Use 8")
-    return SERVERS[server](read_bundle(bundle), Path(folder), base_path.rstrip("/"), most)
+    if server == "tf-serving" and precision != "float32":
+        raise ArgumentError(
+            "--precision", rule="be float32 for TF Serving", got=repr(precision), fix="Use Triton, or kerasvae serve"
+        )
+    return SERVERS[server](read_bundle(bundle), Path(folder), base_path.rstrip("/"), most, precision)
 
 
-def _tf_serving(bundle: Bundle, folder: Path, base_path: str, most: int) -> Path:
+def _tf_serving(bundle: Bundle, folder: Path, base_path: str, most: int, precision: str) -> Path:
     name, version = bundle.manifest.name, str(bundle.manifest.version)
+    _ours(folder / "models.config", folder / "batching.config", folder / "monitoring.config")
     place = _new(folder / name / version)
     with atomic_path(place) as temporary:
         shutil.copytree(bundle.saved_model, temporary)
@@ -82,17 +95,18 @@ def _tf_serving(bundle: Bundle, folder: Path, base_path: str, most: int) -> Path
     return place
 
 
-def _triton(bundle: Bundle, folder: Path, base_path: str, most: int) -> Path:
+def _triton(bundle: Bundle, folder: Path, base_path: str, most: int, precision: str) -> Path:
     manifest = bundle.manifest
     rest = manifest.inputs[1:]
     code = Tensor(name="z", shape=(manifest.latent_size,), meaning="code")
     made = Tensor(name="reconstruction", shape=manifest.data_shape, meaning="mean image")
     places = []
-    for part, file, inputs, outputs in (
-        ("encoder", bundle.encoder, manifest.inputs, manifest.outputs),
-        ("decoder", bundle.decoder, (code, *rest), (made,)),
+    for part, model, inputs, outputs in (
+        ("encoder", manifest.name, manifest.inputs, manifest.outputs),
+        ("decoder", f"{manifest.name}-decoder", (code, *rest), (made,)),
     ):
-        model = f"{manifest.name}-{part}"
+        file = bundle.graph(part, precision)
+        _ours(folder / model / "config.pbtxt")
         place = _new(folder / model / str(manifest.version))
         with atomic_path(place) as temporary:
             temporary.mkdir()
@@ -124,14 +138,22 @@ def _new(place: Path) -> Path:
         raise ArgumentError(
             "The version", rule="be new to the folder", got=str(place), fix="Export it with a higher --version"
         )
-    place.parent.mkdir(parents=True, exist_ok=True)
     return place
+
+
+def _ours(*paths: Path) -> None:
+    """Refuse to write over what somebody wrote by hand."""
+    for path in paths:
+        if path.is_file() and not path.read_text(encoding="utf-8", errors="replace").startswith(MARK):
+            got = f"{path}, which was written by somebody else"
+            rule = f"be a file that begins with {MARK!r}"
+            raise ArgumentError("The configuration", rule=rule, got=got, fix="Move it away, or choose another folder")
 
 
 def _write(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(f"{MARK}\n{text}", encoding="utf-8")
 
 
-SERVERS: dict[str, Callable[[Bundle, Path, str, int], Path]] = {"tf-serving": _tf_serving, "triton": _triton}
+SERVERS: dict[str, Callable[[Bundle, Path, str, int, str], Path]] = {"tf-serving": _tf_serving, "triton": _triton}
 """What lays a bundle out, by server."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kerasvae.bundle import Manifest, largest_difference, read_bundle
 from kerasvae.covariates import Covariates
-from kerasvae.errors import ArgumentError, BundleError
+from kerasvae.errors import ArgumentError, BundleError, UnsupportedError
 from kerasvae.preprocess import Pipeline
 from kerasvae.scoring import Reference, deviation, distance, normal_surprise, percentiles, residual
 from kerasvae.types import Array, Mask, Volume
@@ -77,11 +77,11 @@ class Engine:
         """The model's preprocessing.
 
         Raises:
-            BundleError: If the bundle has none.
+            UnsupportedError: If the bundle has none.
         """
         if self.manifest.pipeline is None:
-            raise BundleError(
-                self.path, rule="have a pipeline to read images", got="none", fix="Pass arrays to `encode` instead"
+            raise UnsupportedError(
+                self._words, rule="have a pipeline to read images", got="none", fix="Pass arrays to `encode` instead"
             )
         return Pipeline.from_config(self.manifest.pipeline)
 
@@ -147,7 +147,7 @@ class Engine:
             100. See `kerasvae.scoring`.
 
         Raises:
-            BundleError: If the bundle has no reference people.
+            UnsupportedError: If the bundle has no reference people.
         """
         x = self.prepare(image, check=check)
         return self.score_of(x, self.encode(x, covariates), covariates)
@@ -157,11 +157,11 @@ class Engine:
         """People to place a scan among.
 
         Raises:
-            BundleError: If the bundle has none.
+            UnsupportedError: If the bundle has none.
         """
         if self.manifest.reference is None:
-            raise BundleError(
-                self.path,
+            raise UnsupportedError(
+                self._words,
                 rule="have reference people to score a scan among",
                 got="none",
                 fix="Export a run with calibration people",
@@ -189,11 +189,16 @@ class Engine:
             `engine.pipeline.invert` puts one into a scan's own space. See `kerasvae.scoring.deviation`.
 
         Raises:
-            BundleError: If the bundle has no maps of reference people.
+            UnsupportedError: If the bundle has no maps of reference people.
         """
         maps = self._maps
         x = self.prepare(image, check=check)
         return deviation(x, self.reconstruct(x, covariates), *maps)
+
+    @property
+    def _words(self) -> str:
+        """The bundle as errors name it: a server's clients need not know where it lies."""
+        return f"{self.manifest.name} {self.manifest.version}"
 
     def _center(self, codes: dict[str, NDArray]) -> NDArray:
         """The code that stands for a person: the encoder's first output."""

@@ -85,7 +85,7 @@ def examine(
     except AlignmentError as error:
         if strict:
             raise
-        reasons.append(str(error).split("; check=False")[0] + ".")
+        reasons.append(str(error))
         image = engine.prepare(volume, check=False)
     codes = engine.encode(image, table)
     reference = engine.manifest.reference

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kerasvae.bundle import MANIFEST
-from kerasvae.errors import ArgumentError, BundleError, KerasVAEError, UnknownModelError
+from kerasvae.errors import ArgumentError, BundleError, ConflictError, KerasVAEError, UnknownModelError
 from kerasvae_serving.engine import Engine
 
 __all__ = ["Entry", "Repository", "Version"]
@@ -145,15 +145,14 @@ class Repository:
 
         Raises:
             UnknownModelError: If there is no such model.
-            BundleError: If there is no lower version in service.
+            ConflictError: If there is no lower version in service.
         """
         served = self._of(name)
         current = self._current(name, served)
         lower = [n for n in served if n < current and n not in self._withdrawn.get(name, ())]
         if not lower:
-            raise BundleError(
-                name, rule="have a lower version in service", got=f"version {current} alone", fix="Deploy one first"
-            )
+            got = f"version {current} alone"
+            raise ConflictError(name, rule="have a lower version in service", got=got, fix="Deploy one first")
         between = {n for n in served if n >= current}
         self._withdrawn = self._withdrawn | {name: self._withdrawn.get(name, set()) | between}
         return served[max(lower)]

@@ -225,11 +225,15 @@ def test_folder_in_use_and_odd_names_are_refused(run, tmp_path):
     (tmp_path / "precious").write_text("x")
     with pytest.raises(ArgumentError, match="new or empty"):
         export_run(run, tmp_path)
-    for name in ("", "../up", "a b"):
+    for name in ("", "../up", "a b", "..", "-x"):
         with pytest.raises(ArgumentError, match="letters, digits"):
             export_run(run, tmp_path / "new", name=name)
     with pytest.raises(ArgumentError, match="1 or more"):
         export(run.model, run.pipeline, tmp_path / "new", version=0)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.json").write_text("{}")
+    with pytest.raises(ArgumentError, match="lie outside other bundles"):
+        export(run.model, run.pipeline, tmp_path / "other" / "new")
 
 
 def test_a_memorised_person_is_not_published(run, tmp_path):

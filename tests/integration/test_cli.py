@@ -143,7 +143,8 @@ def test_ctrl_c_takes_effect_between_two_pieces_of_work_and_says_how_to_go_on(jo
 
 @pytest.mark.parametrize(
     ("module", "command", "extra"), [("tensorflow", "train demo --data x --out y", "train"),
-    ("pandas", "simulate x --people 1", "train"), ("onnxruntime", "encode x y", "serve")],
+    ("pandas", "simulate x --people 1", "train"), ("onnxruntime", "encode x y", "serve"),
+    ("tensorflow", "verify x", "export")],
 )  # fmt: skip
 def test_a_missing_extra_is_named(tmp_path, module, command, extra):
     hide = (
@@ -160,4 +161,4 @@ def test_a_missing_extra_is_named(tmp_path, module, command, extra):
     call = [sys.executable, "-c", hide]
     done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
-    assert f"pip install 'kerasvae[{extra}]'" in done.stderr
+    assert f"Install kerasvae with the extra '{extra}'" in done.stderr

@@ -13,7 +13,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from kerasvae import VAE, Pipeline, dense_decoder, dense_encoder
 from kerasvae.bundle import read_bundle
 from kerasvae.cli import main
-from kerasvae.errors import ArgumentError, BundleError
+from kerasvae.errors import ArgumentError, BundleError, StorageError
 from kerasvae.types import Grid
 from kerasvae_export import export
 from kerasvae_export.c_api import answers
@@ -114,11 +114,11 @@ def test_warm_up_requests_are_answered_by_every_signature(bundle):
 
 def test_triton_finds_graphs_that_its_configuration_describes(bundle, tmp_path):
     place = deploy(bundle, tmp_path, server="triton", most=3)
-    assert place == tmp_path / "regions-encoder" / "2"
-    for part in ("encoder", "decoder"):
-        config = parsed(tmp_path / f"regions-{part}" / "config.pbtxt", triton_config())
-        assert (config.name, config.max_batch_size, config.backend) == (f"regions-{part}", 3, "onnxruntime")
-        graph = onnx.load(tmp_path / f"regions-{part}" / "2" / "model.onnx").graph
+    assert place == tmp_path / "regions" / "2"
+    for model in ("regions", "regions-decoder"):
+        config = parsed(tmp_path / model / "config.pbtxt", triton_config())
+        assert (config.name, config.max_batch_size, config.backend) == (model, 3, "onnxruntime")
+        graph = onnx.load(tmp_path / model / "2" / "model.onnx").graph
         for entries, values in ((config.input, graph.input), (config.output, graph.output)):
             described = {entry.name: list(entry.dims) for entry in entries}
             held = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim[1:]] for value in values}
@@ -131,12 +131,32 @@ def test_triton_finds_graphs_that_its_configuration_describes(bundle, tmp_path):
         ({"base_path": "models"}, "--base-path must be absolute"),
         ({"server": "torchserve"}, "--server must be tf-serving or triton"),
         ({"most": 0}, "--batch must be 1 or more"),
+        ({"precision": "int8"}, "--precision must be float32 for TF Serving"),
     ],
 )
 def test_what_a_server_would_refuse_is_refused(bundle, tmp_path, options, words):
     with pytest.raises(ArgumentError, match=words):
         deploy(bundle, tmp_path, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("server", "file"), [("tf-serving", "batching.config"), ("triton", "regions/config.pbtxt")])
+def test_what_somebody_wrote_by_hand_stays(bundle, tmp_path, server, file):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("max_batch_size: 77")
+    with pytest.raises(ArgumentError, match="written by somebody else"):
+        deploy(bundle, tmp_path, server=server)
+    assert (tmp_path / file).read_text() == "max_batch_size: 77"
+    assert not (tmp_path / "regions" / "2").exists()
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_a_file_is_no_folder(bundle, tmp_path, folder):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        StorageError, match=r"must be a place that can be written to, but received .*(exists|directory)"
+    ):
+        deploy(bundle, tmp_path / folder)
 
 
 def test_a_damaged_bundle_is_not_deployed(bundle, tmp_path):

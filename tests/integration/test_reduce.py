@@ -60,6 +60,26 @@ def test_their_numbers_are_of_the_type_they_are_named_after(exported):
                 assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
+@pytest.mark.parametrize("field", ["raw_data", "float_data"])
+def test_numbers_are_no_paths_wherever_a_graph_keeps_them(exported, tmp_path, field):
+    bundle = Path(shutil.copytree(exported, tmp_path / "bundle"))
+    path = bundle / "encoder.int8.onnx"
+    graph = onnx.load(path)
+    weights = onnx.TensorProto(name="spelled", dims=[6], data_type=onnx.TensorProto.FLOAT)
+    text = b"C:\\Users\\ann\\scan.nii.gz"[:24]
+    if field == "raw_data":
+        weights.raw_data = text
+    else:
+        weights.float_data.extend(np.frombuffer(text, "<f4").tolist())
+    graph.graph.initializer.append(weights)
+    onnx.save(graph, path)
+    assert text in path.read_bytes()
+    assert "paths" not in failed(bundle)
+    graph.graph.doc_string = text.decode()
+    onnx.save(graph, path)
+    assert "paths" in failed(bundle)
+
+
 def test_anothers_weights_are_found(exported, tmp_path):
     bundle = Path(shutil.copytree(exported, tmp_path / "bundle"))
     path = bundle / "decoder.int8.onnx"

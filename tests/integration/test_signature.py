@@ -100,7 +100,7 @@ def test_keys_that_cannot_be_used(bundle, tmp_path, monkeypatch):
         (["--engine", "onnx", "--key", "ours.pub"], 0, "every file is as signed"),
         (["--engine", "onnx", "--key", "others.pub"], 1, "does not hold"),
         (["--key", "absent.pub"], 2, "--key must be a readable public key"),
-        (["--identity", "someone@example.org"], 2, "--identity and --issuer"),
+        (["--identity", "someone@example.org"], 2, "--identity together with --issuer"),
     ],
 )
 def test_the_commands(bundle, tmp_path, monkeypatch, capsys, options, status, words):
