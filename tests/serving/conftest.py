@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from kerasvae_serving import Engine
 from tests.conftest import blob, blob_affine, write_image
-from tests.serving.servers import Running
+from tests.serving.servers import WAIT_S, Running
 
 LEARNERS, REFERENCE, OTHERS = 24, 30, 12
+TRITON = ("nvidia-pytriton==0.7.0", "numpy<2", "onnxruntime<1.20")
 
 
 def scan(person: int):
@@ -77,3 +84,44 @@ def prepared(engine) -> np.ndarray:
 def scan_file(tmp_path) -> Path:
     """A scan of somebody new."""
     return write_image(tmp_path / "scan.nii.gz", blob(LEARNERS + REFERENCE), blob_affine())
+
+
+@pytest.fixture(scope="session")
+def triton(bundles, tmp_path_factory):
+    """The address of a real Triton with the same encoder, in an environment of its own.
+
+    KERASVAE_TRITON names the Python of one that is there already.
+    """
+    folder = tmp_path_factory.mktemp("triton")
+    python = os.environ.get("KERASVAE_TRITON")
+    if python is None:
+        python = str(folder / "venv" / "bin" / "python")
+        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *TRITON], check=True)
+    http_port, grpc_port = free_port(), free_port()
+    graph = bundles / "blobs-1" / "encoder.onnx"
+    call = [python, Path(__file__).parent / "oracle.py", graph, "blobs", folder / "work", http_port, grpc_port]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([str(each) for each in call], stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{http_port}"
+    try:
+        end = time.monotonic() + WAIT_S
+        while True:
+            assert process.poll() is None, (folder / "log").read_text()[-2000:]
+            assert time.monotonic() < end, (folder / "log").read_text()[-2000:]
+            try:
+                if httpx.get(f"{url}/v2/models/blobs/ready").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(WAIT_S)
+
+
+def free_port() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return made.getsockname()[1]

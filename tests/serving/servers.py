@@ -27,15 +27,24 @@ class Running:
 
     def __init__(self, sources: Sequence[Path | str], *options: str) -> None:
         command = [sys.executable, "-m", "kerasvae.cli", "serve", *map(str, sources), "--port", "0", "--grpc-port", "0"]
-        self.process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+        self._start([*command, *options])
+
+    @classmethod
+    def of(cls, command: Sequence[str]) -> Running:
+        """One that a command of its own starts."""
+        made = cls.__new__(cls)
+        made._start(command)
+        return made
+
+    def _start(self, command: Sequence[str]) -> None:
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         ports = self.wait_for("listening")
-        scheme = "https" if "--tls-certificate" in options else "http"
+        scheme = "https" if "--tls-certificate" in command else "http"
         self.url, self.grpc = f"{scheme}://{ports['http']}", ports["grpc"]
-        if "--tls-certificate" not in options:
-            self.wait_for("ready")
+        self.wait_for("ready")
 
     def _read(self) -> None:
         assert self.process.stderr is not None

@@ -68,10 +68,27 @@ class Target:
             np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.fixture(scope="session")
-def target(server, engine, prepared):
+@pytest.fixture(scope="session", params=["ours", pytest.param("triton", marks=pytest.mark.heavy)])
+def target(request, engine, prepared):
     image = prepared[:2]
-    return Target(server.url, "blobs", "1", image, engine.encode(image))
+    url = request.getfixturevalue("server" if request.param == "ours" else "triton")
+    return Target(url if request.param == "triton" else url.url, "blobs", "1", image, engine.encode(image))
+
+
+FIVE_HUNDRED = (
+    "test_body_must_be_json", "test_a_request_without_the_inputs_is_an_error[triton-no inputs]",
+    "test_a_request_without_the_inputs_is_an_error[triton-inputs of another type]",
+    "test_too_few_numbers_are_an_error", "test_too_many_numbers_are_an_error", "test_a_missing_shape_is_an_error",
+    "test_a_negative_shape_is_an_error", "test_words_for_numbers_are_an_error",
+)  # fmt: skip
+"""What Triton 2.51 answers with 500, where the protocol asks for a 4xx: its documented differences."""
+
+
+@pytest.fixture(autouse=True)
+def documented(request):
+    name = request.node.name
+    if "triton" in name and name.removesuffix("[triton]") in FIVE_HUNDRED:
+        request.applymarker(pytest.mark.xfail(strict=True, reason="Triton answers 500"))
 
 
 def refused(response, *words):

@@ -347,7 +347,6 @@ def test_tls(bundles, tmp_path):
         check=True, capture_output=True,
     )  # fmt: skip
     with Running([bundles / "blobs-1"], "--tls-certificate", str(certificate), "--tls-key", str(key)) as server:
-        server.wait_for("ready")
         import ssl
 
         context = ssl.create_default_context(cafile=certificate)
