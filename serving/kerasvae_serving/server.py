@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import uvicorn
+import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kerasvae.errors import ServingError
@@ -49,7 +50,7 @@ def serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> None:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
-        asyncio.run(_serve(sources, settings))
+        uvloop.run(_serve(sources, settings))
     finally:
         log.removeHandler(handler)
 
@@ -160,7 +161,8 @@ class _Patient(HttpToolsProtocol):
 def _listen(host: str, port: int) -> socket.socket:
     try:
         kind = socket.AF_INET6 if ":" in host else socket.AF_INET
-        made = socket.socket(kind)
+        # by its name: asyncio sets TCP_NODELAY on sockets of this protocol alone
+        made = socket.socket(kind, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
     except OSError as error:

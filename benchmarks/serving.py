@@ -1,0 +1,210 @@
+"""The server beside the engine that it runs, each time in one process and one run.
+
+The network is that of `network.py`, with random weights, behind a pipeline for scans of IXI's kind. A load (`load.py`)
+runs in a process of its own on the same cores, as it would for any server that is measured on one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import httpx
+import network
+import nibabel
+import numpy as np
+import onnxruntime
+from peer import rate
+
+from kerasvae import fit_pipeline
+from kerasvae.data import Cohort
+from kerasvae.types import Grid
+from kerasvae_export import export
+from kerasvae_serving import Engine
+
+LEARNING, REFERENCE = 40, 30
+ROUNDS = 5
+SECONDS = 3.0
+STARTS = 5
+PACKAGES = ("kerasvae", "onnxruntime", "starlette", "uvicorn", "uvloop", "httptools", "grpcio", "numpy")
+Row = dict[str, Any]
+
+
+def run(folder: Path, *, work: Path, only: str | None = None) -> list[Row]:
+    """The rows of the benchmark.
+
+    Args:
+        folder: The IXI derivative.
+        work: Where the bundle is kept.
+        only: speed, or gate.
+    """
+    rows: list[Row] = []
+    if only in (None, "speed"):
+        bundle, image, scan = _bundle(folder, work)
+        rows += [_ready(bundle, scan), *_throughput(bundle, image), _overhead(bundle, scan)]
+    if only in (None, "gate"):
+        from serving_gate import gate_rows
+
+        rows += gate_rows(folder)
+    versions = {name: version(name) for name in PACKAGES}
+    return [row | {"versions": versions} for row in rows]
+
+
+def _row(name: str, value: Any, unit: str, peer: str | None, at_least: Any, aim: Any, ok: bool | None) -> Row:
+    return {"name": name, "value": value, "unit": unit, "peer": peer, "at_least": at_least, "aim": aim, "ok": ok}
+
+
+def _bundle(folder: Path, work: Path) -> tuple[Path, np.ndarray, bytes]:
+    """The bundle, a preprocessed image, and a scan of 2 mm as the bytes of a .nii.gz file."""
+    cohort = Cohort.read(folder, select={"suffix": "T1w", "desc": "brain"}, exclude={"qc": ["fail"]})
+    paths = [Path(scan.path) for scan in cohort.scans][: LEARNING + REFERENCE]
+    pipeline = fit_pipeline(paths[:LEARNING], grid=network.grid(), intensity={"kind": "zscore"})
+    images = np.stack([pipeline.apply(path, check=False) for path in paths])
+    place = work / "bundle"
+    shutil.rmtree(place, ignore_errors=True)
+    model = network.model(pipeline.mask)
+    codes = model.encode(images[:LEARNING])["mean"]
+    export(model, pipeline, place, name="bench", reference=images[LEARNING:], learned_codes=codes)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = (-90.0, -126.0, -72.0)
+    fine = Grid.of((91, 109, 91), affine, "MNI152NLin6Asym")
+    from kerasvae.preprocess import read_volume
+    from kerasvae.preprocess.resample import resample
+
+    volume = read_volume(paths[-1])
+    data = resample(volume.data, volume.affine, fine, interpolation="linear")
+    scan = nibabel.Nifti1Image(np.rint(data).astype(np.int16), affine)
+    scan.set_sform(affine, 4)
+    with tempfile.NamedTemporaryFile(suffix=".nii.gz") as file:
+        nibabel.save(scan, file.name)
+        return place, images[-1], Path(file.name).read_bytes()
+
+
+@contextmanager
+def _server(bundle: Path, *options: str) -> Iterator[tuple[str, int, Callable[[], float]]]:
+    """Host, port, and a function that waits until it is ready and tells how long it took since its start."""
+    call = [
+        sys.executable,
+        "-m",
+        "kerasvae.cli",
+        "serve",
+        str(bundle),
+        "--port",
+        "0",
+        "--grpc-port",
+        "0",
+        "--drain",
+        "0",
+    ]
+    begun = time.perf_counter()
+    with tempfile.NamedTemporaryFile("r", suffix=".log") as log, open(log.name, "w") as written:  # noqa: PTH123
+        process = subprocess.Popen([*call, *options], stderr=written)
+        while not (line := log.readline()).endswith("\n"):
+            log.seek(0)
+            time.sleep(0.005)
+    try:
+        host, port = json.loads(line)["http"].split(":")
+
+        def ready() -> float:
+            with httpx.Client() as client:
+                while client.get(f"http://{host}:{port}/v2/health/ready").status_code != 200:
+                    time.sleep(0.005)
+            return time.perf_counter() - begun
+
+        yield host, int(port), ready
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _ready(bundle: Path, scan: bytes) -> Row:
+    """From the start of the process to the first 200 of its readiness probe."""
+    times = []
+    for _ in range(STARTS):
+        with _server(bundle) as (_, _, ready):
+            times.append(ready())
+    value = statistics.median(times)
+    name = f"ready after start, median of {STARTS} ({min(times):.2f} to {max(times):.2f})"
+    return _row(name, value, "s", None, 1.0, 0.6, value <= 1.0)
+
+
+def _throughput(bundle: Path, image: np.ndarray) -> list[Row]:
+    """Binary tensors over HTTP beside the bare ONNX Runtime in a loop, in turns."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(bundle / "encoder.onnx"), options, providers=["CPUExecutionProvider"])
+    batch = image[None]
+    tensor = {"name": "image", "shape": list(batch.shape), "datatype": "FP32"}
+    content = {
+        "inputs": [tensor | {"parameters": {"binary_data_size": batch.nbytes}}],
+        "parameters": {"binary_data_output": True},
+    }
+    head = json.dumps(content).encode()
+    body = head + batch.tobytes()
+    request = (
+        f"POST /v2/models/bench/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        f"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {len(head)}\r\n\r\n"
+    ).encode() + body
+
+    def call() -> Any:
+        return session.run(None, {"image": batch})
+
+    def raw(threads: int) -> float:
+        with ThreadPoolExecutor(threads) as pool:
+            return sum(pool.map(lambda _: rate(call, 1, SECONDS), range(threads)))
+
+    rounds: dict[int, list[tuple[float, float]]] = {1: [], 16: []}
+    with _server(bundle, "--workers", "2") as (host, port, ready), tempfile.NamedTemporaryFile() as file:
+        ready()
+        Path(file.name).write_bytes(request)
+        for _ in range(ROUNDS):
+            for clients in rounds:
+                load = [sys.executable, str(Path(__file__).parent / "load.py"), host, str(port), file.name]
+                done = subprocess.run([*load, str(clients), str(SECONDS)], capture_output=True, text=True, check=True)
+                rounds[clients].append((json.loads(done.stdout)["rate"], raw(1 if clients == 1 else 2)))
+    rows = []
+    for clients, pairs in rounds.items():
+        ours, bare = (statistics.median(each) for each in zip(*pairs, strict=True))
+        value = statistics.median(served / alone for served, alone in pairs)
+        name = f"HTTP binary throughput, {clients} client{'s' if clients > 1 else ''} ({ours:.0f} volumes/s)"
+        peer = f"ONNX Runtime in a loop on {1 if clients == 1 else 2} threads: {bare:.0f} volumes/s"
+        rows.append(_row(name, value, "ratio", peer, 0.65, 0.85, value >= 0.65))
+    return rows
+
+
+def _overhead(bundle: Path, scan: bytes) -> Row:
+    """A scan of 2 mm over HTTP beside the same work by an engine in this process, in turns; medians."""
+    from kerasvae_serving.gate import examine
+
+    engine = Engine(bundle)
+    served, alone = [], []
+    headers = {"content-type": "application/octet-stream"}
+    with _server(bundle, "--workers", "1") as (host, port, ready), httpx.Client() as client:
+        ready()
+        url = f"http://{host}:{port}/v1/models/bench:encode"
+        for index in range(60):
+            begun = time.perf_counter()
+            answer = client.post(url, content=scan, headers=headers)
+            middle = time.perf_counter()
+            examine(engine, scan)
+            ended = time.perf_counter()
+            assert answer.status_code == 200, answer.text
+            if index >= 10:
+                served.append(middle - begun)
+                alone.append(ended - middle)
+    value = 1000 * (statistics.median(served) - statistics.median(alone))
+    name = f"p50 over the call in process, .nii.gz of 2 mm in, verdict out ({1000 * statistics.median(served):.1f} ms)"
+    peer = f"the same call in process: {1000 * statistics.median(alone):.1f} ms"
+    return _row(name, value, "ms", peer, 3.0, 1.0, value <= 3.0)
