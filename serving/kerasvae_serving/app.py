@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -12,10 +13,12 @@ from typing import Any
 
 import orjson
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from kerasvae.errors import (
     ArgumentError,
@@ -33,7 +36,7 @@ from kerasvae_serving.metrics import CONTENT_TYPE, Metrics
 from kerasvae_serving.openapi import describe, page
 from kerasvae_serving.repository import Repository, Version
 from kerasvae_serving.settings import Keys, Settings
-from kerasvae_serving.signatures import Signature, signatures
+from kerasvae_serving.signatures import Signature
 from kerasvae_serving.work import Work
 
 __all__ = ["DECODER", "EXTENSIONS", "PLATFORM", "SERVER", "App", "resolve"]
@@ -44,6 +47,7 @@ PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("binary_tensor_data", "model_repository")
 DECODER = "-decoder"
 """What a decoder's name ends in, after its model's."""
+_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 OPEN = ("/v2/health", "/metrics", "/openapi.json", "/docs")
 """What needs no key: it says nothing of people."""
 SCAN_TYPES = ("application/octet-stream", "application/gzip", "application/x-gzip", "application/x-nifti", "image/", "")
@@ -58,9 +62,9 @@ def resolve(repository: Repository, name: str, version: str | None = None) -> tu
     """
     if name not in repository.names and name.endswith(DECODER):
         found = repository.get(name.removesuffix(DECODER), version)
-        return found, signatures(found.engine)["decode"]
+        return found, found.signatures["decode"]
     found = repository.get(name, version)
-    return found, signatures(found.engine)["encode"]
+    return found, found.signatures["encode"]
 
 
 class App:
@@ -77,6 +81,15 @@ class App:
         self.metrics = Metrics(repository, self.work)
         self.draining = False
         self._keys = None if settings.keys is None else Keys(settings.keys)
+        self._verbs: dict[str, Callable[[Request, str, str | None], Awaitable[Response]]] = {
+            "encode": self._encode,
+            "score": self._score,
+            "reconstruct": partial(self._map, "reconstruction"),
+            "deviation": partial(self._map, "deviation"),
+            "predict": self._predict,
+            "rollback": self._rollback,
+            "activate": self._activate,
+        }
         self._bodies = Bodies(settings.max_body, 4 * settings.max_body, settings.patience)
         routes = [
             ("GET", "/v2", "server_metadata", self._server),
@@ -92,17 +105,31 @@ class App:
             routes += [
                 ("GET", place, "model_metadata", self._metadata),
                 ("GET", f"{place}/ready", "model_ready", self._model_ready),
-                ("POST", f"{place}/infer", "infer", self._infer),
             ]
         for place in ("/v1/models/{target}", "/v1/models/{model}/versions/{target}"):
             routes += [("GET", place, "status", self._status), ("POST", place, "verb", self._verb)]
             routes += [("GET", f"{place}/metadata", "tf_metadata", self._tf_metadata)]
-        self.asgi = Starlette(
+        self._rest = Starlette(
             routes=[
                 Route(path, self._guarded(name, handler), methods=[method]) for method, path, name, handler in routes
             ],
             exception_handlers={HTTPException: self._lost},
         )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As an ASGI application: the request that comes most goes the short way, all others through Starlette."""
+        found = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            found = _INFER.fullmatch(scope["path"])
+        if found is None:
+            await self._rest(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        name, version = found.groups()
+        response = await self._attempt(
+            "infer", scope["path"], headers, name, lambda: self._infer(name, version, headers, receive)
+        )
+        await response(scope, receive, send)
 
     @property
     def ready(self) -> bool:
@@ -155,11 +182,10 @@ class App:
         resolve(self.repository, request.path_params["model"], request.path_params.get("version"))
         return _json({"ready": not self.draining}, 503 if self.draining else 200)
 
-    async def _infer(self, request: Request) -> Response:
-        name = request.path_params["model"]
-        found, signature = resolve(self.repository, name, request.path_params.get("version"))
-        body = await self._bodies.read(request)
-        asked = oip.parse(body, request.headers.get(oip.JSON_LENGTH), signature.inputs)
+    async def _infer(self, name: str, version: str | None, headers: Headers, receive: Receive) -> Response:
+        found, signature = resolve(self.repository, name, version)
+        body = await self._bodies.read(headers, receive)
+        asked = oip.parse(body, headers.get(oip.JSON_LENGTH), signature.inputs)
         made = await self.infer(found, signature, asked.inputs)
         content, length = oip.respond(asked, made, model=name, version=str(found.number))
         if length is None:
@@ -183,25 +209,16 @@ class App:
         """POST …:verb; the verb decides."""
         rest, _, verb = request.path_params["target"].rpartition(":")
         name, version = _place(request.path_params | {"target": rest})
-        verbs: dict[str, Callable[[Request, str, str | None], Awaitable[Response]]] = {
-            "encode": self._encode,
-            "score": self._score,
-            "reconstruct": partial(self._map, "reconstruction"),
-            "deviation": partial(self._map, "deviation"),
-            "predict": self._predict,
-            "rollback": self._rollback,
-            "activate": self._activate,
-        }
+        verbs = self._verbs
         if not rest or verb not in verbs:
             raise UnknownModelError(
                 "The path", rule=f"end in one of :{', :'.join(verbs)}", got=repr(verb)[:60], fix="Correct it"
             )
-        request.state.endpoint = verb
         return await verbs[verb](request, name, version)
 
     async def _predict(self, request: Request, name: str, version: str | None) -> Response:
         found = self.repository.get(name, version)
-        asked = tf_rest.parse(await self._bodies.read(request), signatures(found.engine))
+        asked = tf_rest.parse(await self._bodies.read(request.headers, request.receive), found.signatures)
         made = await self.infer(found, asked.signature, asked.inputs)
         return Response(tf_rest.respond(asked, made), media_type="application/json")
 
@@ -238,7 +255,7 @@ class App:
         ):
             rule = "be application/octet-stream, application/gzip or multipart/form-data"
             raise MediaTypeError("Content-Type", rule=rule, got=repr(kind)[:60], fix="Send the file's bytes")
-        body = await self._bodies.read(request)
+        body = await self._bodies.read(request.headers, request.receive)
         if kind == "multipart/form-data":
             body, fields = await form(request, body)
         covariates = _covariates(found, {**_plain(request), **fields})
@@ -299,45 +316,50 @@ class App:
         """A handler whose errors become answers, and whose answers are counted."""
 
         async def endpoint(request: Request) -> Response:
-            begun = time.perf_counter()
-            try:
-                if not request.url.path.startswith(OPEN):
-                    self.admit(_key(request))
-                response = await handler(request)
-            except KerasVAEError as error:
-                response = refuse(error)
-            except ClientDisconnect:
-                response = Response(status_code=499)
-            except Exception as error:
-                # the type alone: a message may hold what the client sent
-                log.error("failed", extra={"endpoint": name, "error": type(error).__name__})
-                response = _json({"error": "The server failed. Its log says more."}, 500)
-            seconds = time.perf_counter() - begun
-            self._count(request, name, response.status_code, seconds)
-            if self.draining:
-                response.headers["connection"] = "close"
-            return response
+            target = request.path_params.get("target", "").rpartition(":")[0]
+            asked = request.path_params.get("model") or target
+            return await self._attempt(name, request.url.path, request.headers, asked, lambda: handler(request))
 
         return endpoint
 
-    def _count(self, request: Request, name: str, status: int, seconds: float) -> None:
-        endpoint = getattr(request.state, "endpoint", name)
-        asked = request.path_params.get("model") or request.path_params.get("target", "").rpartition(":")[0]
+    async def _attempt(
+        self, name: str, path: str, headers: Headers, asked: str, call: Callable[[], Awaitable[Response]]
+    ) -> Response:
+        """An answer, whatever happens, counted and logged."""
+        begun = time.perf_counter()
+        try:
+            if not path.startswith(OPEN):
+                self.admit(_key(headers))
+            response = await call()
+        except KerasVAEError as error:
+            response = refuse(error)
+        except ClientDisconnect:
+            response = Response(status_code=499)
+        except Exception as error:
+            # the type alone: a message may hold what the client sent
+            log.error("failed", extra={"endpoint": name, "error": type(error).__name__})
+            response = _json({"error": "The server failed. Its log says more."}, 500)
+        verb = path.rpartition(":")[2]
+        endpoint = verb if name == "verb" and verb in self._verbs else name
+        self._count(endpoint, asked, response.status_code, time.perf_counter() - begun, quiet=path.startswith(OPEN))
+        if self.draining:
+            response.headers["connection"] = "close"
+        return response
+
+    def _count(self, endpoint: str, asked: str, status: int, seconds: float, *, quiet: bool = False) -> None:
         model = asked if asked.removesuffix(DECODER) in self.repository.names else ""
-        self.metrics.requests.labels(model, endpoint, "http", str(status)).inc()
-        self.metrics.seconds.labels(endpoint, "http").observe(seconds)
-        level = logging.DEBUG if request.url.path.startswith(OPEN) else logging.INFO
-        log.log(
-            level, "answered",
-            extra={"endpoint": endpoint, "model": model, "status": status, "ms": round(1000 * seconds, 3)},
-        )  # fmt: skip
+        self.metrics.answered(model, endpoint, "http", str(status), seconds)
+        level = logging.INFO if status >= 400 and not quiet else logging.DEBUG
+        if log.isEnabledFor(level):
+            about = {"endpoint": endpoint, "model": model, "status": status, "ms": round(1000 * seconds, 3)}
+            log.log(level, "answered", extra=about)
 
     async def _lost(self, request: Request, error: Exception) -> Response:
         """No such path, or not by this method."""
         status = getattr(error, "status_code", 404)
         headers = getattr(error, "headers", None)
         sentence = {404: "There is nothing at this path. See /docs.", 405: "This path takes another method. See /docs."}
-        self._count(request, "none", status, 0.0)
+        self._count("none", "", status, 0.0)
         return _json({"error": sentence.get(status, "The request was refused.")}, status, headers)
 
 
@@ -361,9 +383,9 @@ def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = N
     return Response(data, status, dict(headers or {}), "application/json")
 
 
-def _key(request: Request) -> str | None:
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key")
+def _key(headers: Headers) -> str | None:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
 
 
 def _place(parameters: Mapping[str, Any]) -> tuple[str, str | None]:

@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from kerasvae.errors import ArgumentError, MediaTypeError, OverloadedError, SlowRequestError, TooLargeError
 
@@ -33,7 +34,7 @@ class Bodies:
     patience: float
     held: int = 0
 
-    async def read(self, request: Request) -> bytes:
+    async def read(self, headers: Mapping[str, str], receive: Receive) -> bytes:
         """All of a body, unpacked where Content-Encoding says that it is packed.
 
         Raises:
@@ -43,40 +44,47 @@ class Bodies:
             MediaTypeError: If its Content-Encoding is unknown.
             ArgumentError: If it ends early, or cannot be unpacked.
         """
-        declared = request.headers.get("content-length")
+        declared = headers.get("content-length")
         if declared is not None and declared.isdecimal() and int(declared) > self.most:
             raise self._too_large(declared)
-        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("identity", "", "gzip", "deflate"):
             raise MediaTypeError("Content-Encoding", rule="be gzip or deflate", got=repr(encoding), fix="Leave it out")
-        body = await self._collect(request)
+        body = await self._collect(receive)
         return body if encoding in ("identity", "") else self._unpack(body, encoding)
 
-    async def _collect(self, request: Request) -> bytes:
-        chunks, size = [], 0
-        stream = request.stream()
+    async def _collect(self, receive: Receive) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        now = asyncio.get_running_loop().time
+        end = now() + 4 * self.patience
         try:
-            async with asyncio.timeout(4 * self.patience):
+            async with asyncio.timeout(self.patience) as alarm:
                 while True:
-                    async with asyncio.timeout(self.patience):
-                        chunk = await anext(stream, None)
-                    if chunk is None:
-                        break
-                    size += len(chunk)
-                    self.held += len(chunk)
-                    if size > self.most:
-                        raise self._too_large(f"{size} or more")
-                    if self.held > self.at_once:
-                        rule = f"be reading at most {self.at_once} bytes of bodies"
-                        raise OverloadedError("The server", rule=rule, got="more", fix="Try again in a second")
-                    if chunk:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    if chunk := message.get("body", b""):
                         chunks.append(chunk)
+                        size += len(chunk)
+                        self.held += len(chunk)
+                        self._check(size)
+                    if not message.get("more_body", False):
+                        break
+                    alarm.reschedule(min(now() + self.patience, end))
         except TimeoutError:
             rule = f"come without a pause of {self.patience:g} s, and within {4 * self.patience:g} s"
             raise SlowRequestError("The body", rule=rule, got=f"{size} bytes so far", fix="Send it again") from None
         finally:
             self.held -= size
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _check(self, size: int) -> None:
+        if size > self.most:
+            raise self._too_large(f"{size} or more")
+        if self.held > self.at_once:
+            rule = f"be reading at most {self.at_once} bytes of bodies"
+            raise OverloadedError("The server", rule=rule, got="more", fix="Try again in a second")
 
     def _unpack(self, body: bytes, encoding: str) -> bytes:
         reader = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)

@@ -17,7 +17,7 @@ from kerasvae.errors import ArgumentError, KerasVAEError
 from kerasvae_serving import open_inference as oip
 from kerasvae_serving.app import DECODER, EXTENSIONS, PLATFORM, SERVER, App, resolve
 from kerasvae_serving.messages import message, service
-from kerasvae_serving.signatures import Signature, signatures
+from kerasvae_serving.signatures import Signature
 from kerasvae_serving.tf_rest import DEFAULT, signature_of
 
 __all__ = ["STATUS", "grpc_server"]
@@ -102,12 +102,11 @@ class _Answers:
             seconds = time.perf_counter() - begun
             asked = getattr(request, "model_name", "") or getattr(getattr(request, "model_spec", None), "name", "")
             model = asked if asked.removesuffix(DECODER) in self._app.repository.names else ""
-            self._app.metrics.requests.labels(model, name, "grpc", code.name).inc()
-            self._app.metrics.seconds.labels(name, "grpc").observe(seconds)
-            log.info(
-                "answered",
-                extra={"endpoint": name, "model": model, "status": code.name, "ms": round(1000 * seconds, 3)},
-            )
+            self._app.metrics.answered(model, name, "grpc", code.name, seconds)
+            level = logging.INFO if made is None else logging.DEBUG
+            if log.isEnabledFor(level):
+                about = {"endpoint": name, "model": model, "status": code.name, "ms": round(1000 * seconds, 3)}
+                log.log(level, "answered", extra=about)
             if made is None:
                 await context.abort(code, words)
             return made
@@ -166,7 +165,7 @@ class _Answers:
 
     async def predict(self, request: Any, context: Any) -> Any:
         found = self._found(request.model_spec)
-        known = signatures(found.engine)
+        known = found.signatures
         signature = signature_of(request.model_spec.signature_name, known)
         given = {name: _from_tensor(name, value) for name, value in request.inputs.items()}
         oip.check_tensors(given, signature.inputs)
@@ -186,7 +185,7 @@ class _Answers:
             got = ", ".join(request.metadata_field)[:60]
             raise ArgumentError("metadata_field", rule="be signature_def", got=got, fix="Correct it")
         described = message("tensorflow.serving.SignatureDefMap")()
-        known = signatures(found.engine)
+        known = found.signatures
         for name, signature in {**known, DEFAULT: known["encode"]}.items():
             _describe(described.signature_def[name], signature)
         made = message("tensorflow.serving.GetModelMetadataResponse")()

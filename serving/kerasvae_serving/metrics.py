@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,6 +35,7 @@ class Metrics:
     def __init__(self, repository: Repository, work: Work) -> None:
         self._registry = CollectorRegistry()
         self._repository, self._work = repository, work
+        self._children: dict[tuple[str, str, str, str], tuple[Any, Any]] = {}
         self._means: dict[tuple[str, int], tuple[float, NDArray[np.float64]]] = {}
         at = self._registry
         self.requests = Counter(
@@ -88,6 +90,16 @@ class Metrics:
             mean = mean + (code - mean) / weight
         self._means[model, version] = weight, mean
         self.drift.labels(model).set(float(distance(mean[None], reference.center, reference.precision)[0]))
+
+    def answered(self, model: str, endpoint: str, protocol: str, status: str, seconds: float) -> None:
+        """Count an answer."""
+        key = (model, endpoint, protocol, status)
+        if key not in self._children:  # looking labels up takes longer than counting
+            children = self.requests.labels(*key), self.seconds.labels(endpoint, protocol)
+            self._children[key] = children
+        counter, histogram = self._children[key]
+        counter.inc()
+        histogram.observe(seconds)
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""

@@ -10,11 +10,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from kerasvae.bundle import MANIFEST
 from kerasvae.errors import ArgumentError, BundleError, ConflictError, KerasVAEError, UnknownModelError
 from kerasvae_serving.engine import Engine
+from kerasvae_serving.signatures import Signature, signatures
 
 __all__ = ["Entry", "Repository", "Version"]
 
@@ -41,6 +43,11 @@ class Version:
     def name(self) -> str:
         """The model's name."""
         return self.engine.manifest.name
+
+    @cached_property
+    def signatures(self) -> dict[str, Signature]:
+        """What it computes, by name."""
+        return signatures(self.engine)
 
     @property
     def number(self) -> int:

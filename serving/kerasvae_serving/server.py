@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import orjson
 import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -30,6 +30,8 @@ from kerasvae_serving.settings import Settings
 __all__ = ["serve"]
 
 log = logging.getLogger("kerasvae.serving")
+TOGETHER = 2**18
+"""Bytes of a body that are handed on at once."""
 LOG_KEYS = ("endpoint", "model", "status", "ms", "error", "news", "http", "grpc")
 """What a line of the log may hold beside its message: nothing that a request brought."""
 
@@ -48,7 +50,7 @@ def serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG if settings.verbose else logging.INFO)
     try:
         uvloop.run(_serve(sources, settings))
     finally:
@@ -105,9 +107,10 @@ async def _serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> 
 
 def _config(app: App, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
-        app.asgi,
+        app,
         http=partial(_Patient, patience=settings.patience),  # type: ignore[arg-type]
         ws="none",
+        proxy_headers=False,
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -127,6 +130,7 @@ class _Patient(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self._patience = patience
         self._timer: asyncio.TimerHandle | None = None
+        self._woken = 0.0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -136,8 +140,18 @@ class _Patient(HttpToolsProtocol):
         super().on_message_begin()
         self._wait()
 
+    def on_body(self, body: bytes) -> None:
+        """Wake the application for a good piece of a body, or once a second, and not for each packet."""
+        now = self.loop.time()
+        if len(self.cycle.body) + len(body) < TOGETHER and now < self._woken + 1 and not self.cycle.response_complete:
+            self.cycle.body += body
+        else:
+            self._woken = now
+            super().on_body(body)
+
     def on_headers_complete(self) -> None:
         self._stop()
+        self._woken = self.loop.time()
         super().on_headers_complete()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -207,4 +221,4 @@ class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         known = {key: getattr(record, key) for key in LOG_KEYS if hasattr(record, key)}
         head = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
-        return json.dumps(head | {"message": record.getMessage()} | known)
+        return orjson.dumps(head | {"message": record.getMessage()} | known).decode()

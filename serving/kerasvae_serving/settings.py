@@ -30,6 +30,7 @@ class Settings:
         keep: Versions of a model in memory.
         drain: Time between the first sign of going (not ready) and the end of listening.
         strict: Refuse scans that are out of distribution.
+        verbose: Log every answer, not only refusals.
         keys: File with one API key a line; None: anybody may ask.
         certificate: TLS certificate (PEM); None: no TLS.
         private_key: Its key.
@@ -50,6 +51,7 @@ class Settings:
     keep: int = 2
     drain: float = 5.0
     strict: bool = False
+    verbose: bool = False
     keys: Path | None = None
     certificate: Path | None = None
     private_key: Path | None = None

@@ -17,7 +17,7 @@ from kerasvae.bundle import Tensor
 from kerasvae.errors import ArgumentError
 from kerasvae_serving.open_inference import check_tensors, datatype, tensor_of
 from kerasvae_serving.repository import Repository, Version
-from kerasvae_serving.signatures import Signature, signatures
+from kerasvae_serving.signatures import Signature
 
 __all__ = ["DEFAULT", "Predict", "metadata", "parse", "respond", "signature_of", "status"]
 
@@ -106,7 +106,7 @@ def status(repository: Repository, name: str, version: str | None) -> dict[str, 
 
 def metadata(found: Version) -> dict[str, Any]:
     """What GET /v1/models/NAME/metadata answers."""
-    known = signatures(found.engine)
+    known = found.signatures
 
     def tensors(entries: tuple[Tensor, ...]) -> dict[str, Any]:
         return {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from kerasvae.errors import ArgumentError, DeadlineError, OverloadedError
@@ -31,7 +32,9 @@ class Work:
             raise ArgumentError("--deadline", rule="be above 0 seconds", got=deadline, fix="Raise it")
         self.workers, self.most, self.deadline = workers, workers + queue, deadline
         self.busy = 0
-        self._pool = ThreadPoolExecutor(workers, "work")
+        self._waiting: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        for number in range(workers):
+            threading.Thread(target=self._work, name=f"work-{number}", daemon=True).start()
 
     async def run(self, function: Callable[..., Result], *arguments: Any, deadline: float | None = None) -> Result:
         """What the function returns.
@@ -56,33 +59,49 @@ class Work:
                 fix="Try again in a second",
             )
         loop = asyncio.get_running_loop()
-        self.busy += 1
-        future = self._pool.submit(function, *arguments)
-        future.add_done_callback(lambda _: _later(loop, self._free))
+        answer: asyncio.Future[Result] = loop.create_future()
         seconds = self.deadline if deadline is None else min(deadline, self.deadline)
+
+        def work() -> None:
+            made, error = None, None
+            if not answer.done():  # it may have been given up while it waited
+                try:
+                    made = function(*arguments)
+                except BaseException as raised:
+                    error = raised
+            try:
+                loop.call_soon_threadsafe(finish, made, error)
+            except RuntimeError:  # the loop has ended with the server
+                self.busy -= 1
+
+        def finish(made: Any, error: BaseException | None) -> None:
+            self.busy -= 1
+            if answer.done():
+                return
+            if error is None:
+                answer.set_result(made)
+            else:
+                answer.set_exception(error)
+
+        def expire() -> None:
+            if not answer.done():
+                rule = f"be ready within {seconds:g} s"
+                fix = "Try again, or raise --deadline"
+                answer.set_exception(DeadlineError("The answer", rule=rule, got="none yet", fix=fix))
+
+        self.busy += 1
+        self._waiting.put(work)
+        alarm = loop.call_later(seconds, expire)
         try:
-            async with asyncio.timeout(seconds):
-                return await asyncio.wrap_future(future)
-        except TimeoutError:
-            if future.done() and not future.cancelled():
-                return future.result()  # the function's own TimeoutError, or an answer that was just in time
-            raise DeadlineError(
-                "The answer",
-                rule=f"be ready within {seconds:g} s",
-                got="none yet",
-                fix="Try again, or raise --deadline",
-            ) from None
+            return await answer
+        finally:
+            alarm.cancel()
 
     def close(self) -> None:
-        """Let what was begun end; begin nothing more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Let what was begun end; then the threads do."""
+        for _ in range(self.workers):
+            self._waiting.put(None)
 
-    def _free(self) -> None:
-        self.busy -= 1
-
-
-def _later(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
-    try:
-        loop.call_soon_threadsafe(function)
-    except RuntimeError:  # the loop has ended with the server
-        function()
+    def _work(self) -> None:
+        while (work := self._waiting.get()) is not None:
+            work()

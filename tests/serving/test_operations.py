@@ -359,7 +359,7 @@ def test_logs_hold_nothing_of_a_patient(bundles, scan_file):
     image = nibabel.load(scan_file)
     image.header["descrip"] = b"DOE^JANE 1950-01-01"
     nibabel.save(image, scan_file)
-    with Running([bundles / "blobs-1"]) as server:
+    with Running([bundles / "blobs-1"], "--verbose") as server:
         files = {"image": ("DOE_JANE.nii.gz", scan_file.read_bytes())}
         assert server.post("/v1/models/blobs:encode", files=files).status_code == 200
         assert server.post("/v1/models/blobs:encode?name=DOE", files=files).status_code == 400
