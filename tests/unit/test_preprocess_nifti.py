@@ -337,3 +337,25 @@ def test_metres_are_refused(tmp_path):
 def test_volumes_made_in_memory_are_checked_too(data, affine, sentence):
     with pytest.raises(VolumeError, match=sentence):
         as_volume(Volume(data.astype("f4"), affine))
+
+
+@pytest.mark.parametrize("ending", ["nii", "nii.gz"])
+def test_the_bytes_of_a_file_are_read_as_the_file_is(tmp_path, ending):
+    path = _saved(tmp_path / f"scan.{ending}", nibabel.Nifti1Image(_array().astype("f4"), AFFINE))
+    for read in (read_volume, as_volume):
+        found, expected = read(path.read_bytes()), read_volume(path)
+        np.testing.assert_array_equal(found.data, expected.data)
+        np.testing.assert_array_equal(found.affine, expected.affine)
+        assert found.source == "image"
+    with pytest.raises(VolumeError, match="^image must hold an image, but received an empty file"):
+        read_volume(b"")
+    with pytest.raises(VolumeError, match="image must have at most 10 voxels"):
+        read_volume(path.read_bytes(), max_voxels=10)
+
+
+def test_little_may_follow_an_image_in_a_packed_file(tmp_path):
+    path = _saved(tmp_path / "scan.nii", nibabel.Nifti1Image(_array().astype("f4"), AFFINE))
+    content = path.read_bytes()
+    assert read_volume(gzip.compress(content + bytes(1000))).data.shape == _array().shape
+    with pytest.raises(VolumeError, match="end where its image ends"):
+        read_volume(gzip.compress(content + bytes(2**21)))

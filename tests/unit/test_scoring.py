@@ -14,6 +14,7 @@ from kerasvae.scoring import (
     moderated_variance,
     normal_surprise,
     percentiles,
+    predictive_p,
     residual,
     shrunk_precision,
 )
@@ -120,3 +121,24 @@ def test_deviations_are_normal_quantiles(degrees):
     far = deviation([[1e9, -1e9]], [[0, 0]], [0, 0], [1, 1], degrees)
     assert np.isfinite(far).all()
     assert far[0, 0] == -far[0, 1] > 8
+
+
+@pytest.mark.parametrize("people", [3, 12, 60])
+def test_a_predictive_p_is_uniform_over_people_like_the_references(people):
+    rng = np.random.default_rng(people)
+    p = np.array([
+        predictive_p([value], others)[0]
+        for value, *others in np.exp(rng.normal(3.0, 0.4, (4000, people + 1)))
+    ])  # fmt: skip
+    for level in (0.01, 0.05, 0.5):
+        low, high = stats.binom.interval(0.9999, len(p), level)
+        assert low <= (p < level).sum() <= high
+    assert stats.kstest(p, "uniform").pvalue > 1e-4
+
+
+def test_a_predictive_p_says_how_far_out():
+    known = np.exp([1.0, 1.1, 0.9, 1.05, 0.95])
+    p = predictive_p(np.exp([1.0, 1.2, 2.0]), known)
+    assert p[0] == pytest.approx(0.5)
+    assert p[0] > p[1] > p[2] > 0
+    assert predictive_p([1.0, 5.0], [2.0, 2.0]).tolist() == [1.0, 1.0]
