@@ -347,7 +347,7 @@ def test_the_bytes_of_a_file_are_read_as_the_file_is(tmp_path, ending):
         np.testing.assert_array_equal(found.data, expected.data)
         np.testing.assert_array_equal(found.affine, expected.affine)
         assert found.source == "image"
-    with pytest.raises(VolumeError, match="^image must hold an image, but received an empty file"):
+    with pytest.raises(VolumeError, match=r"^image must hold an image, but received an empty file"):
         read_volume(b"")
     with pytest.raises(VolumeError, match="image must have at most 10 voxels"):
         read_volume(path.read_bytes(), max_voxels=10)
@@ -356,6 +356,6 @@ def test_the_bytes_of_a_file_are_read_as_the_file_is(tmp_path, ending):
 def test_little_may_follow_an_image_in_a_packed_file(tmp_path):
     path = _saved(tmp_path / "scan.nii", nibabel.Nifti1Image(_array().astype("f4"), AFFINE))
     content = path.read_bytes()
-    assert read_volume(gzip.compress(content + bytes(1000))).data.shape == _array().shape
+    np.testing.assert_array_equal(read_volume(gzip.compress(content + bytes(1000))).data, read_volume(path).data)
     with pytest.raises(VolumeError, match="end where its image ends"):
         read_volume(gzip.compress(content + bytes(2**21)))
