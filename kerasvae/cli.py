@@ -48,7 +48,7 @@ EXTRAS = {
     ),
     "export": ("tf2onnx", "onnx", "tensorflow_serving"),
     "serve": (
-        "onnxruntime", "starlette", "uvicorn", "httptools", "multipart", "orjson", "grpc", "google",
+        "onnxruntime", "starlette", "uvicorn", "httptools", "multipart", "orjson", "grpc", "google", "httpx",
         "prometheus_client",
     ),
     "sign": ("model_signing", "OpenSSL"),
@@ -358,20 +358,34 @@ def deploy(
 
 @app.command()
 def encode(
-    bundle: BundleArgument,
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT…", help="Images, or folders of images.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="BUNDLE INPUT…", help="A bundle; images, or folders of them.")],
     out_: Annotated[Path, typer.Option("--out", help="Table of latents to write.")] = Path("latents.tsv"),
     covariates: Annotated[Path | None, typer.Option(help="Table of covariates, for a model that takes them.")] = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave out images that cannot be used.")] = False,
     precision: PrecisionOption = "float32",
+    url: Annotated[str | None, typer.Option(help="Ask this server instead; no BUNDLE then.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the server's model; needed with --url.")] = None,
+    api_key: Annotated[Path | None, typer.Option(help="File with the key for the server.")] = None,
 ) -> None:
     """Encode new images with ONNX Runtime; no TensorFlow. Example: `kerasvae encode bundle scans/ --out z.tsv`."""
-    from kerasvae_serving import Engine, encode_files
+    from kerasvae.errors import ArgumentError
+    from kerasvae_serving import Client, Engine, encode_files
 
-    engine = Engine(bundle, precision=precision)
+    inputs = paths if url else paths[1:]
+    if not inputs:
+        raise ArgumentError(
+            "INPUT", rule="be an image or a folder of images", got="none", fix="Name one after the bundle"
+        )
+    source: Client | Engine
+    if url:
+        if not model:
+            raise ArgumentError("--model", rule="name the server's model", got="nothing", fix="Add --model NAME")
+        source = Client(url, model, key=None if api_key is None else _key_in(api_key))
+    else:
+        source = Engine(paths[0], precision=precision)
     with _bar() as bar:
         left_out = encode_files(
-            engine,
+            source,
             inputs,
             out_,
             covariates=covariates,
@@ -381,6 +395,19 @@ def encode(
     for path, reason in left_out.items():
         _say(err, "Left out", "yellow", f" {path}: {reason}")
     out.print(f"Latents: {out_}")
+
+
+def _key_in(path: Path) -> str:
+    """The first line of a file: a key on the command line would stand in the list of processes."""
+    from kerasvae.errors import ArgumentError
+
+    try:
+        lines = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError("--api-key", rule="be a readable file", got=str(error), fix="Check it") from error
+    if not lines:
+        raise ArgumentError("--api-key", rule="hold a key", got="an empty file", fix="Write it there")
+    return lines[0]
 
 
 @app.command()
@@ -451,7 +478,7 @@ def demo(
     export(run, bundle, name="demo")
     verify(bundle)
     simulate(newcomers, people=4, visits=1, sites=1, seed=seed + 1)
-    encode(bundle, sorted(newcomers.glob("sub-*/anat/*_desc-brain_T1w.nii.gz")), out_=latents)
+    encode([bundle, *sorted(newcomers.glob("sub-*/anat/*_desc-brain_T1w.nii.gz"))], out_=latents)
     out.print(
         f"\nOpen {run / 'report.html'} first. Figures: {run / 'metrics.json'}. To deploy: {bundle}. "
         f"Latents of four new people, by ONNX Runtime: {latents}."

@@ -107,6 +107,23 @@ class ServingError(KerasVAEError):
     http_status = 503
 
 
+class AnswerError(ServingError):
+    """What a server answered in the place of what was asked for.
+
+    Args:
+        status: Its HTTP status, or what its gRPC status is in HTTP.
+        sentence: Its own words.
+    """
+
+    def __init__(self, status: int, sentence: str) -> None:
+        Exception.__init__(self, sentence)
+        self.http_status, self.sentence = status, sentence
+        self.exit_code = 2 if status == 400 else 1
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.http_status, self.sentence)
+
+
 class UnauthorizedError(ServingError):
     """A request without a key that the server knows."""
 

@@ -23,7 +23,6 @@ from starlette.types import Receive, Scope, Send
 from kerasvae.errors import (
     ArgumentError,
     KerasVAEError,
-    MediaTypeError,
     ServingError,
     UnauthorizedError,
     UnknownModelError,
@@ -34,37 +33,21 @@ from kerasvae_serving.body import Bodies, form
 from kerasvae_serving.gate import Examined, examine
 from kerasvae_serving.metrics import CONTENT_TYPE, Metrics
 from kerasvae_serving.openapi import describe, page
-from kerasvae_serving.repository import Repository, Version
+from kerasvae_serving.repository import DECODER, Repository, Version
+from kerasvae_serving.scans import FORM, about, check_type, covariates_of, map_of
 from kerasvae_serving.settings import Keys, Settings
 from kerasvae_serving.signatures import Signature
 from kerasvae_serving.work import Work
 
-__all__ = ["DECODER", "EXTENSIONS", "PLATFORM", "SERVER", "App", "resolve"]
+__all__ = ["EXTENSIONS", "PLATFORM", "SERVER", "App"]
 
 log = logging.getLogger("kerasvae.serving")
 SERVER = "kerasvae"
 PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("binary_tensor_data", "model_repository")
-DECODER = "-decoder"
-"""What a decoder's name ends in, after its model's."""
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 OPEN = ("/v2/health", "/metrics", "/openapi.json", "/docs")
 """What needs no key: it says nothing of people."""
-SCAN_TYPES = ("application/octet-stream", "application/gzip", "application/x-gzip", "application/x-nifti", "image/", "")
-"""Media types of a body that is a scan."""
-
-
-def resolve(repository: Repository, name: str, version: str | None = None) -> tuple[Version, Signature]:
-    """What a name of the Open Inference Protocol stands for: a model is its encoder, `…-decoder` its decoder.
-
-    Raises:
-        UnknownModelError: If there is none.
-    """
-    if name not in repository.names and name.endswith(DECODER):
-        found = repository.get(name.removesuffix(DECODER), version)
-        return found, found.signatures["decode"]
-    found = repository.get(name, version)
-    return found, found.signatures["encode"]
 
 
 class App:
@@ -167,7 +150,7 @@ class App:
 
     async def _metadata(self, request: Request) -> Response:
         name = request.path_params["model"]
-        found, signature = resolve(self.repository, name, request.path_params.get("version"))
+        found, signature = self.repository.resolve(name, request.path_params.get("version"))
         versions = [str(number) for number in self.repository.versions(found.name)]
         described = {
             part: [
@@ -179,11 +162,11 @@ class App:
         return _json({"name": name, "versions": versions, "platform": PLATFORM} | described)
 
     async def _model_ready(self, request: Request) -> Response:
-        resolve(self.repository, request.path_params["model"], request.path_params.get("version"))
+        self.repository.resolve(request.path_params["model"], request.path_params.get("version"))
         return _json({"ready": not self.draining}, 503 if self.draining else 200)
 
     async def _infer(self, name: str, version: str | None, headers: Headers, receive: Receive) -> Response:
-        found, signature = resolve(self.repository, name, version)
+        found, signature = self.repository.resolve(name, version)
         body = await self._bodies.read(headers, receive)
         asked = oip.parse(body, headers.get(oip.JSON_LENGTH), signature.inputs)
         made = await self.infer(found, signature, asked.inputs)
@@ -195,7 +178,11 @@ class App:
     # Scans as files, and TF Serving's REST
 
     async def _models(self, request: Request) -> Response:
-        return _json({"models": [vars(entry) for entry in self.repository.index()]})
+        about = []
+        for entry in self.repository.index():
+            known = entry.state == "READY" and self.repository.get(entry.name, entry.version).engine.covariates
+            about.append(vars(entry) | {"covariates": list(known.names) if known else []})
+        return _json({"models": about})
 
     async def _status(self, request: Request) -> Response:
         name, version = _place(request.path_params)
@@ -225,18 +212,18 @@ class App:
     async def _encode(self, request: Request, name: str, version: str | None) -> Response:
         found, seen = await self._scan(request, name, version)
         outputs = {key: value[0] for key, value in seen.codes.items()}
-        return _json(_about(found, seen) | {"outputs": outputs})
+        return _json(about(found, seen) | {"outputs": outputs})
 
     async def _score(self, request: Request, name: str, version: str | None) -> Response:
         found = self.repository.get(name, version)
         _ = found.engine.reference  # without one there is nothing to answer
-        return _json(_about(*await self._scan(request, name, version)))
+        return _json(about(*await self._scan(request, name, version)))
 
     async def _map(self, kind: str, request: Request, name: str, version: str | None) -> Response:
         space = request.query_params.get("space", "native")
         if space not in ("native", "model"):
             raise ArgumentError("space", rule="be native or model", got=repr(space)[:60], fix="Leave it out for native")
-        found, seen, content = await self._scan(request, name, version, partial(_map_of, kind, space))
+        found, seen, content = await self._scan(request, name, version, partial(map_of, kind, space))
         seen_headers = {
             "X-Kerasvae-In-Distribution": str(seen.in_distribution).lower(),
             "X-Kerasvae-Reasons": json.dumps(list(seen.reasons)),
@@ -250,15 +237,12 @@ class App:
         found = self.repository.get(name, version)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         fields: Mapping[str, str] = {}
-        if kind != "multipart/form-data" and not any(
-            kind == each or (each.endswith("/") and kind.startswith(each)) for each in SCAN_TYPES
-        ):
-            rule = "be application/octet-stream, application/gzip or multipart/form-data"
-            raise MediaTypeError("Content-Type", rule=rule, got=repr(kind)[:60], fix="Send the file's bytes")
+        check_type(kind)
         body = await self._bodies.read(request.headers, request.receive)
-        if kind == "multipart/form-data":
+        if kind == FORM:
             body, fields = await form(request, body)
-        covariates = _covariates(found, {**_plain(request), **fields})
+        given = {**request.query_params, **fields}
+        covariates = covariates_of(found, {name: value for name, value in given.items() if name != "space"})
 
         def work() -> Any:
             seen = examine(
@@ -304,6 +288,7 @@ class App:
     def _at_home(self, request: Request) -> None:
         """Who may change what is served: callers with a key, or on this machine where there are none."""
         local = request.client is not None and request.client.host in ("127.0.0.1", "::1")
+        local = local and not {"forwarded", "x-forwarded-for"} & set(request.headers)  # what a proxy passes on
         if self._keys is None and not local:
             raise UnauthorizedError(
                 "A change of versions",
@@ -391,51 +376,3 @@ def _key(headers: Headers) -> str | None:
 def _place(parameters: Mapping[str, Any]) -> tuple[str, str | None]:
     """Model and version of a path of TF Serving's kind."""
     return (parameters["model"], parameters["target"]) if "model" in parameters else (parameters["target"], None)
-
-
-def _plain(request: Request) -> dict[str, str]:
-    return {name: value for name, value in request.query_params.items() if name != "space"}
-
-
-def _covariates(found: Version, given: Mapping[str, str]) -> Mapping[str, str] | None:
-    """Those of a request, by name."""
-    known = found.engine.covariates
-    names = () if known is None else known.names
-    unknown = [name for name in given if name not in names]
-    if unknown:
-        takes = ", ".join(names) or "none"
-        raise ArgumentError(
-            "A parameter", rule=f"be one of the model's: {takes}", got=repr(unknown[0])[:60], fix="Leave it out"
-        )
-    return given if known is not None and given else None
-
-
-def _about(found: Version, seen: Examined) -> dict[str, Any]:
-    """What every answer about a scan says."""
-    places = {name: value for name, value in seen.scores.items() if name.endswith("_percentile")}
-    return {
-        "model_name": found.name,
-        "model_version": str(found.number),
-        "in_distribution": seen.in_distribution,
-        "reasons": list(seen.reasons),
-        "scores": {name: value for name, value in seen.scores.items() if name not in places},
-        "percentiles": {name.removesuffix("_percentile"): value for name, value in places.items()},
-    }
-
-
-def _map_of(kind: str, space: str, found: Version, seen: Examined, covariates: Mapping[str, str] | None) -> bytes:
-    """A map as the bytes of a .nii.gz file."""
-    import gzip
-
-    from kerasvae.preprocess.nifti import image_of, sform_code_of
-
-    engine = found.engine
-    table = None if covariates is None else {name: [value] for name, value in covariates.items()}
-    made = engine.deviation_map if kind == "deviation" else engine.reconstruct
-    values = made(seen.image, table)[0]
-    if space == "native":
-        image = engine.pipeline.invert(values, seen.volume, intensity=kind == "reconstruction")
-    else:
-        grid = engine.pipeline.grid
-        image = image_of(values, grid.matrix, sform_code_of(grid.space))
-    return gzip.compress(image.to_bytes(), 1, mtime=0)

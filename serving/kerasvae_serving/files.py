@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasvae.errors import ArgumentError, KerasVAEError, VolumeError
+from kerasvae.errors import AnswerError, ArgumentError, KerasVAEError, VolumeError
 from kerasvae.storage import atomic_path
 from kerasvae_serving.engine import Engine
+
+if TYPE_CHECKING:
+    from kerasvae_serving.client import Client
 
 __all__ = ["encode_files", "find_images"]
 
@@ -26,7 +29,7 @@ AHEAD = 4
 
 
 def encode_files(
-    engine: Engine,
+    source: Engine | Client,
     inputs: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
@@ -41,7 +44,7 @@ def encode_files(
     numbers. Separated by tabs, or by commas where `out` ends in .csv.
 
     Args:
-        engine: With a pipeline.
+        source: An engine with a pipeline, or a client of a server.
         inputs: Images, or folders that are searched for images.
         out: The table; written when all is done, and what stood there before is kept until then.
         covariates: For a model that takes them: a table with a row for each image, found by its column ``file``, or by
@@ -55,13 +58,14 @@ def encode_files(
     Raises:
         ArgumentError: If there is no image, or a covariate is missing or outside its rule.
         VolumeError: At the first image that cannot be used, or if none can.
+        ServingError: If a server does not answer, or refuses for another reason than the image.
     """
     files = find_images(inputs)
     table = _Table(covariates) if covariates is not None else None
     columns = ["file", "participant_id", "session_id"]
     left_out: dict[str, str] = {}
     rows = []
-    for done, (path, result) in enumerate(_encoded(engine, files, table), start=1):
+    for done, (path, result) in enumerate(_encoded(source, files, table), start=1):
         if isinstance(result, KerasVAEError):
             if not skip_bad:
                 raise result
@@ -175,14 +179,22 @@ class _Table:
 
 
 def _encoded(
-    engine: Engine, files: Sequence[Path], table: _Table | None
-) -> Iterator[tuple[Path, dict[str, NDArray] | KerasVAEError]]:
-    """The outputs or the error of each file, in order; a few files are read ahead in a second thread."""
+    source: Engine | Client, files: Sequence[Path], table: _Table | None
+) -> Iterator[tuple[Path, dict[str, NDArray[Any]] | KerasVAEError]]:
+    """The outputs or the error of each file, in order; a few files are worked on ahead, in other threads."""
 
-    def attempt(path: Path) -> NDArray[np.float32] | VolumeError:
+    def attempt(path: Path) -> Any:
         try:
-            return engine.pipeline.apply(path)
-        except VolumeError as error:
+            given = None if table is None else table.of(path)
+            if isinstance(source, Engine):
+                return source.pipeline.apply(path), given
+            known = {} if given is None else {name: given[name] for name in source.covariates if name in given}
+            return source.encode(path, known or None).outputs
+        except AnswerError as error:
+            if error.http_status in (400, 422):  # of this image; anything else is the server's
+                return error
+            raise
+        except (VolumeError, ArgumentError) as error:
             return error
 
     with ThreadPoolExecutor(2) as pool:
@@ -192,15 +204,19 @@ def _encoded(
             path, future = waiting.pop(0)
             for following in islice(rest, 1):
                 waiting.append((following, pool.submit(attempt, following)))
-            volume = future.result()
-            if isinstance(volume, VolumeError):
-                yield path, volume
-                continue
-            try:
-                given = None if table is None else table.of(path)
-                yield path, {name: value[0] for name, value in engine.encode(volume[None], given).items()}
-            except ArgumentError as error:
-                yield path, error
+            found = future.result()
+            if isinstance(found, tuple) and isinstance(source, Engine):
+                found = _run(source, *found)
+            yield path, found
+
+
+def _run(
+    engine: Engine, volume: NDArray[np.float32], given: dict[str, str] | None
+) -> dict[str, NDArray[Any]] | ArgumentError:
+    try:
+        return {name: value[0] for name, value in engine.encode(volume[None], given).items()}
+    except ArgumentError as error:
+        return error
 
 
 def _names(path: Path) -> dict[str, str]:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from kerasvae.bundle import Tensor
 from kerasvae.errors import ArgumentError, KerasVAEError
 from kerasvae_serving import open_inference as oip
-from kerasvae_serving.app import DECODER, EXTENSIONS, PLATFORM, SERVER, App, resolve
+from kerasvae_serving.app import EXTENSIONS, PLATFORM, SERVER, App
 from kerasvae_serving.messages import message, service
+from kerasvae_serving.repository import DECODER
 from kerasvae_serving.signatures import Signature
 from kerasvae_serving.tf_rest import DEFAULT, signature_of
 
@@ -120,7 +121,7 @@ class _Answers:
         return message("inference.ServerReadyResponse")(ready=self._app.ready)
 
     async def model_ready(self, request: Any, context: Any) -> Any:
-        resolve(self._app.repository, request.name, request.version)
+        self._app.repository.resolve(request.name, request.version)
         return message("inference.ModelReadyResponse")(ready=not self._app.draining)
 
     async def server_metadata(self, request: Any, context: Any) -> Any:
@@ -128,7 +129,7 @@ class _Answers:
         return made(name=SERVER, version=version_of("kerasvae"), extensions=EXTENSIONS)
 
     async def model_metadata(self, request: Any, context: Any) -> Any:
-        found, signature = resolve(self._app.repository, request.name, request.version)
+        found, signature = self._app.repository.resolve(request.name, request.version)
         made = message("inference.ModelMetadataResponse")(name=request.name, platform=PLATFORM)
         made.versions.extend(str(number) for number in self._app.repository.versions(found.name))
         for part in ("inputs", "outputs"):
@@ -145,7 +146,7 @@ class _Answers:
         return made
 
     async def model_infer(self, request: Any, context: Any) -> Any:
-        found, signature = resolve(self._app.repository, request.model_name, request.model_version)
+        found, signature = self._app.repository.resolve(request.model_name, request.model_version)
         given = _inputs(request)
         oip.check_tensors(given, signature.inputs)
         outputs = await self._app.infer(found, signature, given, context.time_remaining())

@@ -18,7 +18,10 @@ from kerasvae.errors import ArgumentError, BundleError, ConflictError, KerasVAEE
 from kerasvae_serving.engine import Engine
 from kerasvae_serving.signatures import Signature, signatures
 
-__all__ = ["Entry", "Repository", "Version"]
+__all__ = ["DECODER", "Entry", "Repository", "Version"]
+
+DECODER = "-decoder"
+"""What a decoder's name ends in, after its model's."""
 
 LONGEST_WAIT_S = 60.0
 """Between two attempts at a bundle that failed: it may have been half copied."""
@@ -135,6 +138,18 @@ class Repository:
                 f"The version of {name}", rule=f"be one in service: {known}", got=repr(version), fix="Leave it out"
             )
         return found
+
+    def resolve(self, name: str, version: str | None = None) -> tuple[Version, Signature]:
+        """What a name of the Open Inference Protocol stands for: a model is its encoder, `…-decoder` its decoder.
+
+        Raises:
+            UnknownModelError: If there is none.
+        """
+        if name not in self._served and name.endswith(DECODER):
+            found = self.get(name.removesuffix(DECODER), version)
+            return found, found.signatures["decode"]
+        found = self.get(name, version)
+        return found, found.signatures["encode"]
 
     def index(self) -> list[Entry]:
         """Every version in service, and every bundle that could not be."""

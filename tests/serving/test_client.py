@@ -1,0 +1,260 @@
+"""Clients of a server: the same answers as in process, retries, deadlines, and the command that uses one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from kerasvae.errors import AnswerError, ArgumentError, DeadlineError, ServingError
+from kerasvae_serving import AsyncClient, Client, Engine
+from tests.conftest import blob, blob_affine, write_image
+from tests.serving.servers import Running
+
+
+class Scripted:
+    """A server that answers each request by the next entry: a status, or None to hang up; counts requests."""
+
+    def __init__(self, *statuses, body=b'{"error": "Busy."}', wait=0.0):
+        script, outer = iter(statuses), self
+        self.asked, self.headers = 0, []
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self):
+                outer.asked += 1
+                outer.headers.append(dict(self.headers))
+                self.rfile.read(int(self.headers.get("content-length", 0)))
+                status = next(script)
+                threading.Event().wait(wait)
+                if status is None:
+                    self.connection.close()
+                    return
+                self.send_response(status)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_GET = answer  # noqa: N815
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+ANSWER = json.dumps({
+    "in_distribution": True, "reasons": [], "scores": {}, "percentiles": {}, "outputs": {"mean": [1.0, 2.0]},
+}).encode()  # fmt: skip
+
+
+def test_a_client_gets_what_the_engine_gives(server, engine, scan_file, prepared):
+    with Client(server.url, "blobs", version=1) as client:
+        assert client.ready()
+        assert client.covariates == ()
+        for scan in (scan_file, str(scan_file), scan_file.read_bytes()):
+            found = client.encode(scan)
+            assert found.in_distribution is True
+            for name, value in engine.encode(scan_file).items():
+                np.testing.assert_allclose(found.outputs[name], value[0], rtol=1e-5)
+        score = client.score(scan_file)
+        assert score.outputs == {}
+        assert score.percentiles == found.percentiles
+        assert client.deviation(scan_file)[:2] == client.reconstruct(scan_file, space="model")[:2] == b"\x1f\x8b"
+        for name, value in client.infer(image=prepared).items():
+            np.testing.assert_allclose(value, engine.encode(prepared)[name], atol=1e-5)
+        np.testing.assert_allclose(client.decode(z=np.zeros((1, 3))), engine.decode(np.zeros((1, 3))), atol=1e-5)
+        with pytest.raises(AnswerError, match="in one file") as caught:
+            client.encode(b"x" * 400)
+        assert caught.value.http_status == 422
+        with pytest.raises(ArgumentError, match="readable file"):
+            client.encode("absent.nii.gz")
+
+
+def test_tf_servings_interface(server, engine, prepared):
+    with Client(server.url, "blobs", server="tf-serving") as client:
+        assert client.ready()
+        for name, value in client.infer(image=prepared[:2]).items():
+            np.testing.assert_allclose(value, engine.encode(prepared[:2])[name], atol=1e-5)
+        np.testing.assert_allclose(client.decode(z=np.ones((2, 3))), engine.decode(np.ones((2, 3))), atol=1e-5)
+
+
+@pytest.mark.heavy
+def test_triton(triton, engine, prepared):
+    with Client(triton, "blobs", server="triton") as client:
+        assert client.ready()
+        for name, value in client.infer(image=prepared).items():
+            np.testing.assert_allclose(value, engine.encode(prepared)[name], atol=1e-5)
+
+
+def test_many_at_once(server, engine, scan_file, prepared):
+    async def ask():
+        async with AsyncClient(server.url, "blobs") as client:
+            assert await client.ready()
+            found = await asyncio.gather(*(client.encode(scan_file) for _ in range(8)), client.infer(image=prepared))
+            assert (await client.score(scan_file)).percentiles == found[0].percentiles
+            assert (await client.deviation(scan_file))[:2] == (await client.reconstruct(scan_file))[:2]
+            assert (await client.decode(z=np.zeros((2, 3)))).shape == (2, *prepared.shape[1:])
+            return found
+
+    *encoded, arrays = asyncio.run(ask())
+    for each in encoded:
+        np.testing.assert_allclose(each.outputs["mean"], engine.encode(scan_file)["mean"][0], rtol=1e-5)
+    np.testing.assert_allclose(arrays["mean"], engine.encode(prepared)["mean"], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_busy_server_is_asked_again(kind):
+    def ask(url, **options):
+        if kind is Client:
+            with Client(url, "m", **options) as client:
+                return client.encode(b"scan")
+
+        async def wait():
+            async with AsyncClient(url, "m", **options) as client:
+                return await client.encode(b"scan")
+
+        return asyncio.run(wait())
+
+    with Scripted(503, 429, None, 200, body=ANSWER) as busy:
+        np.testing.assert_array_equal(ask(busy.url, key="secret").outputs["mean"], [1, 2])
+        assert busy.asked == 4
+        assert {headers["Authorization"] for headers in busy.headers} == {"Bearer secret"}
+    with Scripted(*[503] * 50) as busy:
+        with pytest.raises(AnswerError, match="Busy") as caught:
+            ask(busy.url, deadline=1.0)
+        assert caught.value.http_status == 503
+        assert 2 <= busy.asked <= 5
+    for status in (400, 500, 504):  # asking again would not help, or would make it worse
+        with Scripted(status, 200) as wrong:
+            with pytest.raises(AnswerError):
+                ask(wrong.url)
+            assert wrong.asked == 1
+    with Scripted(200, body=ANSWER, wait=3.0) as slow:
+        with pytest.raises(DeadlineError, match=r"within 0\.5 s"):
+            ask(slow.url, deadline=0.5)
+        assert slow.asked == 1
+    with pytest.raises(ServingError, match=r"answer at http://127\.0\.0\.1:9"):
+        ask("http://127.0.0.1:9", deadline=0.3)
+
+
+def test_nobody_is_not_ready():
+    with Client("http://127.0.0.1:9", "m") as client:
+        assert not client.ready()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"url": "localhost:8000"}, "url must begin with http"),
+        ({"server": "torchserve"}, "server must be kerasvae, triton, tf-serving"),
+        ({"deadline": 0}, "deadline must be above 0"),
+    ],
+)
+def test_wrong_arguments(options, words):
+    with pytest.raises(ArgumentError, match=words):
+        Client(options.pop("url", "http://localhost"), "m", **options)
+
+
+def test_what_a_server_of_another_kind_cannot_do():
+    with Client("http://localhost", "m", server="triton") as client:
+        for ask in (client.encode, client.score, client.deviation):
+            with pytest.raises(ArgumentError, match="server must be kerasvae"):
+                ask(b"scan")
+
+
+def encode(*arguments, cwd):
+    call = [sys.executable, "-m", "kerasvae.cli", "encode", *map(str, arguments)]
+    return subprocess.run(call, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_command_writes_the_same_table_from_a_server(server, bundles, tmp_path):
+    for person in range(5):
+        write_image(tmp_path / "scans" / f"sub-{person}_T1w.nii.gz", blob(100 + person), blob_affine())
+    done = encode("--url", server.url, "--model", "blobs", "scans", "--out", "there.tsv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert encode(bundles / "blobs-1", "scans", "--out", "here.tsv", cwd=tmp_path).returncode == 0
+    here, there = ((tmp_path / name).read_text().splitlines() for name in ("here.tsv", "there.tsv"))
+    assert here[0] == there[0]
+    for one, other in zip(here[1:], there[1:], strict=True):
+        assert one.split("\t")[:3] == other.split("\t")[:3]
+        np.testing.assert_allclose(
+            [float(cell) for cell in one.split("\t")[3:]], [float(cell) for cell in other.split("\t")[3:]], rtol=1e-4
+        )
+    table = "\n".join(["participant_id\tage\tsex\thandedness", *(f"sub-{p}\t{40 + p}\tF\tright" for p in range(5))])
+    (tmp_path / "people.tsv").write_text(table)
+    options = ("--covariates", "people.tsv", "--out", "aged.tsv")
+    done = encode("--url", server.url, "--model", "aged", "scans", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (
+        encode(bundles / "aged-1", "scans", "--covariates", "people.tsv", "--out", "local.tsv", cwd=tmp_path).returncode
+        == 0
+    )
+    aged, local = ((tmp_path / name).read_text().splitlines()[1].split("\t") for name in ("aged.tsv", "local.tsv"))
+    np.testing.assert_allclose(float(aged[3]), float(local[3]), rtol=1e-4)
+
+
+def test_the_command_leaves_out_what_the_server_refuses(server, tmp_path):
+    write_image(tmp_path / "good.nii.gz", blob(100), blob_affine())
+    (tmp_path / "bad.nii.gz").write_bytes(b"nothing")
+    where = ("--url", server.url, "--model", "blobs")
+    done = encode(*where, "good.nii.gz", "bad.nii.gz", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "in one file" in done.stderr
+    assert not (tmp_path / "latents.tsv").exists()
+    done = encode(*where, "good.nii.gz", "bad.nii.gz", "--skip-bad", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Left out bad.nii.gz" in done.stderr
+    assert len((tmp_path / "latents.tsv").read_text().splitlines()) == 2
+    for arguments, words, code in (
+        (("--url", server.url, "good.nii.gz"), "--model must", 2),
+        (("--url", server.url, "--model", "nobody", "good.nii.gz"), "nobody", 1),
+        (("--url", "localhost", "--model", "blobs", "good.nii.gz"), "url must begin", 2),
+        (("bundle",), "INPUT must be an image", 2),
+    ):
+        done = encode(*arguments, cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_keys_of_the_command_come_from_a_file(bundles, tmp_path):
+    (tmp_path / "key").write_text("open-sesame\n")
+    write_image(tmp_path / "good.nii.gz", blob(100), blob_affine())
+    with Running([bundles / "blobs-1"], "--api-keys", str(tmp_path / "key")) as server:
+        where = ("--url", server.url, "--model", "blobs", "good.nii.gz")
+        assert "Authorization must be" in encode(*where, cwd=tmp_path).stderr
+        assert encode(*where, "--api-key", "key", cwd=tmp_path).returncode == 0
+        with Client(server.url, "blobs", key="open-sesame") as client:
+            assert client.encode(tmp_path / "good.nii.gz").outputs["mean"].shape == (3,)
+
+
+def test_names_are_imported_when_asked_for():
+    code = (
+        "import sys, kerasvae_serving; assert 'httpx' not in sys.modules; assert 'onnxruntime' not in sys.modules\n"
+        "assert set(kerasvae_serving.__all__) <= set(dir(kerasvae_serving))\n"
+        "from kerasvae_serving import deploy, encode_files, Client\n"
+        "assert callable(kerasvae_serving.deploy) and callable(deploy)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    with pytest.raises(AttributeError):
+        getattr(import_module("kerasvae_serving"), "nothing")  # noqa: B009
+    assert Engine.__module__ == "kerasvae_serving.engine"
