@@ -44,7 +44,7 @@ __all__ = ["EXTENSIONS", "PLATFORM", "SERVER", "App"]
 log = logging.getLogger("kerasvae.serving")
 SERVER = "kerasvae"
 PLATFORM = "onnxruntime_onnx"
-EXTENSIONS = ("binary_tensor_data", "model_repository")
+EXTENSIONS = ("binary_tensor_data",)
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 OPEN = ("/v2/health", "/metrics", "/openapi.json", "/docs")
 """What needs no key: it says nothing of people."""
