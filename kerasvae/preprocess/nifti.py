@@ -54,8 +54,9 @@ def read_volume(
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             with gzip.GzipFile(fileobj=raw) if packed else raw as stream:
-                image = _open_image(cast(BinaryIO, stream), source)
-                _check_size(image, source, size * (_MAX_DEFLATE_RATIO if packed else 1), max_voxels)
+                available = size * (_MAX_DEFLATE_RATIO if packed else 1)
+                image = _open_image(cast(BinaryIO, stream), source, available, max_voxels)
+                _check_size(image, source, available, max_voxels)
                 result = _to_volume(image, source, volume)
                 if packed and volume is None:
                     _read_rest(cast(BinaryIO, stream), source)
@@ -145,7 +146,28 @@ def sform_code_of(space: str) -> int:
     return {"talairach": 3, "native": 1}.get(space.lower(), 2)
 
 
-def _open_image(stream: BinaryIO, source: str) -> Any:
+class _Careful:
+    """A stream that gives no more at once than `most` bytes: what is behind a header may claim any length.
+
+    Args:
+        stream: The stream.
+        most: Bytes; None when the header was read.
+    """
+
+    def __init__(self, stream: BinaryIO, most: int | None) -> None:
+        self.stream, self.most = stream, most
+
+    def read(self, size: int = -1) -> bytes:
+        """Read, as a stream does."""
+        if self.most is not None and not 0 <= size <= self.most:
+            raise ValueError("an extension of the header that is longer than a mebibyte")
+        return self.stream.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _open_image(stream: BinaryIO, source: str, available: int, max_voxels: int) -> Any:
     """A nibabel image over an open stream; the first bytes tell the format."""
     head = stream.read(348)
     stream.seek(0)
@@ -158,13 +180,20 @@ def _open_image(stream: BinaryIO, source: str) -> Any:
 
         if head[28:30] == b"\0\0":  # goodRASFlag; nibabel would put a centred identity in its place
             raise _wrong(source, "say where it lies in space", "an MGZ header without a position", "Convert it again")
+        shape = tuple(int(n) for n in np.frombuffer(head[4:20], ">i4"))  # nibabel looks behind the data at once
+        if min(shape) < 1 or math.prod(shape[:3]) > max_voxels or math.prod(shape) > available:
+            rule = f"have at most {max_voxels} voxels, and as many as its file"
+            raise _wrong(source, rule, f"shape {shape} in its header", "Copy it again")
     elif not head:
         raise _wrong(source, "hold an image", "an empty file", "Copy it again")
     else:
         raise _wrong(
             source, "be NIfTI-1, NIfTI-2 or MGZ in one file", "another format", "Convert it to .nii.gz, e.g. by nibabel"
         )
-    return kind.from_stream(stream)
+    careful = _Careful(stream, _MAX_REST)
+    image = kind.from_stream(careful)
+    careful.most = None
+    return image
 
 
 def _read_rest(stream: BinaryIO, source: str) -> None:
@@ -183,6 +212,9 @@ def _check_size(image: Any, source: str, available: int, max_voxels: int) -> Non
         raise _wrong(source, "hold at least one voxel", f"shape {shape}", "Make the image again")
     if math.prod(shape[:3]) > max_voxels:
         raise _wrong(source, f"have at most {max_voxels} voxels", f"shape {shape} in its header", "Resample it first")
+    if int(image.dataobj.offset) > _MAX_REST:
+        got = f"an offset of {int(image.dataobj.offset)} bytes"
+        raise _wrong(source, "begin its image within a mebibyte", got, "Write it again")
     needed = int(image.dataobj.offset) + math.prod(shape) * image.get_data_dtype().itemsize
     if needed > available:
         raise _wrong(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,7 +12,9 @@ from functools import partial
 from importlib.metadata import version as version_of
 from typing import Any
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -24,6 +27,7 @@ from kerasvae.errors import (
     ArgumentError,
     KerasVAEError,
     ServingError,
+    TooLargeError,
     UnauthorizedError,
     UnknownModelError,
 )
@@ -33,7 +37,7 @@ from kerasvae_serving.body import Bodies, form
 from kerasvae_serving.gate import Examined, examine
 from kerasvae_serving.metrics import CONTENT_TYPE, Metrics
 from kerasvae_serving.openapi import describe, page
-from kerasvae_serving.repository import DECODER, Repository, Version
+from kerasvae_serving.repository import DECODER, Repository
 from kerasvae_serving.scans import FORM, about, check_type, covariates_of, map_of
 from kerasvae_serving.settings import Keys, Settings
 from kerasvae_serving.signatures import Signature
@@ -46,7 +50,7 @@ SERVER = "kerasvae"
 PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("binary_tensor_data",)
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-OPEN = ("/v2/health", "/metrics", "/openapi.json", "/docs")
+OPEN = ("/v2/health", "/openapi.json", "/docs")
 """What needs no key: it says nothing of people."""
 
 
@@ -98,6 +102,7 @@ class App:
             ],
             exception_handlers={HTTPException: self._lost},
         )
+        self._rest.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As an ASGI application: the request that comes most goes the short way, all others through Starlette."""
@@ -130,9 +135,18 @@ class App:
                 "Authorization", rule="be `Bearer` and a key of this server", got="none or another", fix="Add it"
             )
 
-    async def infer(self, found: Version, signature: Signature, given: Any, deadline: float | None = None) -> Any:
-        """Run a graph on arrays that were checked."""
-        return await self.work.run(signature.run, given, deadline=deadline)
+    def run(self, signature: Signature, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run a graph on arrays that were checked, within a piece of work.
+
+        Raises:
+            TooLargeError: If the answer would have more bytes than a body may.
+        """
+        rows = len(next(iter(given.values())))
+        size = rows * sum(math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in signature.outputs)
+        if size > self.settings.max_body:
+            rule = f"have at most {self.settings.max_body} bytes"
+            raise TooLargeError("The answer", rule=rule, got=f"{size}, for {rows} rows", fix="Ask for fewer at a time")
+        return signature.run(given)
 
     # The Open Inference Protocol
 
@@ -146,7 +160,13 @@ class App:
         return _json({"name": SERVER, "version": version_of("kerasvae"), "extensions": list(EXTENSIONS)})
 
     async def _index(self, request: Request) -> Response:
-        return _json([vars(entry) for entry in self.repository.index()])
+        body = await self._bodies.read(request.headers, request.receive)
+        try:
+            asked = orjson.loads(body) if body else {}
+        except orjson.JSONDecodeError as error:
+            raise ArgumentError("The body", rule="be JSON", got=str(error), fix="Correct it") from None
+        ready = isinstance(asked, dict) and asked.get("ready") is True
+        return _json([vars(each) for each in self.repository.index() if each.state == "READY" or not ready])
 
     async def _metadata(self, request: Request) -> Response:
         name = request.path_params["model"]
@@ -168,9 +188,14 @@ class App:
     async def _infer(self, name: str, version: str | None, headers: Headers, receive: Receive) -> Response:
         found, signature = self.repository.resolve(name, version)
         body = await self._bodies.read(headers, receive)
-        asked = oip.parse(body, headers.get(oip.JSON_LENGTH), signature.inputs)
-        made = await self.infer(found, signature, asked.inputs)
-        content, length = oip.respond(asked, made, model=name, version=str(found.number))
+        json_length = headers.get(oip.JSON_LENGTH)
+
+        def work() -> tuple[bytes, int | None]:
+            asked = oip.parse(body, json_length, signature.inputs)
+            made = self.run(signature, asked.inputs)
+            return oip.respond(asked, made, model=name, version=str(found.number))
+
+        content, length = await self.work.run(work)
         if length is None:
             return Response(content, media_type="application/json")
         return Response(content, headers={oip.JSON_LENGTH: str(length)}, media_type="application/octet-stream")
@@ -205,9 +230,13 @@ class App:
 
     async def _predict(self, request: Request, name: str, version: str | None) -> Response:
         found = self.repository.get(name, version)
-        asked = tf_rest.parse(await self._bodies.read(request.headers, request.receive), found.signatures)
-        made = await self.infer(found, asked.signature, asked.inputs)
-        return Response(tf_rest.respond(asked, made), media_type="application/json")
+        body = await self._bodies.read(request.headers, request.receive)
+
+        def work() -> bytes:
+            asked = tf_rest.parse(body, found.signatures)
+            return tf_rest.respond(asked, self.run(asked.signature, asked.inputs))
+
+        return Response(await self.work.run(work), media_type="application/json")
 
     async def _encode(self, request: Request, name: str, version: str | None) -> Response:
         found, seen = await self._scan(request, name, version)
@@ -227,6 +256,7 @@ class App:
         seen_headers = {
             "X-Kerasvae-In-Distribution": str(seen.in_distribution).lower(),
             "X-Kerasvae-Reasons": json.dumps(list(seen.reasons)),
+            "X-Kerasvae-Percentiles": json.dumps(about(found, seen)["percentiles"]),
             "X-Kerasvae-Model-Version": str(found.number),
             "Content-Disposition": f'attachment; filename="{kind}.nii.gz"',
         }
@@ -303,7 +333,7 @@ class App:
         async def endpoint(request: Request) -> Response:
             target = request.path_params.get("target", "").rpartition(":")[0]
             asked = request.path_params.get("model") or target
-            return await self._attempt(name, request.url.path, request.headers, asked, lambda: handler(request))
+            return await self._attempt(name, request.scope["path"], request.headers, asked, lambda: handler(request))
 
         return endpoint
 
@@ -313,7 +343,7 @@ class App:
         """An answer, whatever happens, counted and logged."""
         begun = time.perf_counter()
         try:
-            if not path.startswith(OPEN):
+            if not (path.startswith(OPEN) or path.endswith("/ready")):
                 self.admit(_key(headers))
             response = await call()
         except KerasVAEError as error:
@@ -326,7 +356,8 @@ class App:
             response = _json({"error": "The server failed. Its log says more."}, 500)
         verb = path.rpartition(":")[2]
         endpoint = verb if name == "verb" and verb in self._verbs else name
-        self._count(endpoint, asked, response.status_code, time.perf_counter() - begun, quiet=path.startswith(OPEN))
+        quiet = path.startswith((*OPEN, "/metrics"))
+        self._count(endpoint, asked, response.status_code, time.perf_counter() - begun, quiet=quiet)
         if self.draining:
             response.headers["connection"] = "close"
         return response

@@ -1,7 +1,7 @@
 """Clients of a server: kerasvae's own, Triton, TF Serving; over HTTP or gRPC; one at a time or many.
 
 A call is retried while nothing can have gone wrong but the time: where no connection could be made, or the server said
-429 or 503. All of a call, its retries too, ends by the deadline.
+429 or 503. The attempts end by the deadline, and so does each step of one: sending, waiting, and every piece received.
 """
 
 from __future__ import annotations
@@ -198,7 +198,9 @@ class Client(_Calls):
         """
         self._ours("covariates")
         models = self._ask(_Call("GET", "/v1/models", lambda answer: answer.json()["models"]))
-        return tuple(next((m["covariates"] for m in reversed(models) if m["name"] == self._model), ()))
+        return tuple(
+            next((m["covariates"] for m in reversed(models) if m["name"] == self._model and m["state"] == "READY"), ())
+        )
 
     def encode(self, scan: Scan, covariates: Mapping[str, Any] | None = None) -> Encoded:
         """A scan's latents, and whether the model knows its like.
@@ -265,6 +267,8 @@ class Client(_Calls):
                 tries.refused(answer)
             except httpx.TransportError as error:
                 tries.failed(error)
+            except httpx.InvalidURL as error:
+                raise ArgumentError("url", rule="be a URL", got=self._url, fix="Correct it") from error
             time.sleep(tries.pause())
 
 
@@ -333,13 +337,16 @@ class AsyncClient(_Calls):
         tries = _Tries(self._url, self._deadline)
         while True:
             try:
-                answer = await self._http.request(
-                    call.method, call.path, content=call.content, headers=call.headers, params=call.parameters,
-                    timeout=tries.left,
-                )  # fmt: skip
+                async with asyncio.timeout(tries.left):
+                    answer = await self._http.request(
+                        call.method, call.path, content=call.content, headers=call.headers, params=call.parameters,
+                        timeout=tries.left,
+                    )  # fmt: skip
                 if answer.status_code not in AGAIN:
                     return _read(call, answer)
                 tries.refused(answer)
+            except TimeoutError as error:
+                tries.failed(httpx.ReadTimeout(str(error)))
             except httpx.TransportError as error:
                 tries.failed(error)
             await asyncio.sleep(tries.pause())
@@ -367,10 +374,11 @@ class _Tries:
         self._last = _error(answer)
 
     def failed(self, error: httpx.TransportError) -> None:
-        """Nobody answered. A request that may have been taken up is not sent again by a timeout.
+        """Nobody answered. A request that may have been taken up is not sent again.
 
         Raises:
             DeadlineError: If the time is over.
+            ServingError: If the connection broke after it was made.
         """
         if isinstance(error, httpx.TimeoutException):
             raise self._late() from error
@@ -378,6 +386,8 @@ class _Tries:
         self._last = ServingError(
             "A server", rule=f"answer at {self._url}", got=reason, fix="Start it, or correct the address"
         )
+        if not isinstance(error, httpx.ConnectError) or "CERTIFICATE" in reason.upper():
+            raise self._last from error
 
     def pause(self) -> float:
         """Seconds until the next attempt.

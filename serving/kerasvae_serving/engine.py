@@ -90,6 +90,13 @@ class Engine:
         """What the model takes beside the image; None: nothing."""
         return Covariates(self.manifest.covariates) if self.manifest.covariates else None
 
+    def warm(self) -> None:
+        """Read now what would be read when first needed: pipeline, and maps of the reference people."""
+        if self.manifest.pipeline is not None:
+            _ = self.pipeline
+        if self.manifest.reference is not None and self.manifest.reference.degrees is not None:
+            _ = self._maps
+
     def prepare(self, image: Any, *, check: bool = True) -> Array:
         """What the model is given for what its users have.
 

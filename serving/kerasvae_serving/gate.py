@@ -26,6 +26,10 @@ __all__ = ["FALSE_ALARMS", "JUDGED", "Examined", "examine", "unusual"]
 
 FALSE_ALARMS = 0.05
 """Share of good scans that may be told to be out of distribution."""
+EDGES_MM = (0.05, 50.0)
+"""Edges of voxels that a scan of a head may have."""
+FEWEST = 3
+"""Reference people by whom a score can be judged."""
 JUDGED = {"residual": "differs from its reconstruction", "distance": "has a code that lies far from all"}
 """Scores that are judged, and what a high one means."""
 
@@ -79,6 +83,12 @@ def examine(
     """
     table = None if covariates is None else {name: [value] for name, value in covariates.items()}
     volume = read_volume(content, max_voxels=max_voxels)
+    edges = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    if not (edges.min() >= EDGES_MM[0] and edges.max() <= EDGES_MM[1]):  # else resampling could take hours
+        got = " × ".join(f"{edge:.3g}" for edge in edges)
+        raise VolumeError(
+            "image", rule=f"have voxels of {EDGES_MM[0]} to {EDGES_MM[1]} mm", got=got, fix="Check its affine"
+        )
     reasons: list[str] = []
     try:
         image = engine.prepare(volume)
@@ -95,7 +105,8 @@ def examine(
         reasons += unusual(engine, scores)
         if strict and reasons:
             raise VolumeError("image", rule="be like the reference people's", got=reasons[0], fix="Look at the scan")
-    judged = reference is not None or engine.pipeline.alignment is not None
+    known = 0 if reference is None else min(len(getattr(reference, name)) for name in JUDGED)
+    judged = known >= FEWEST or engine.pipeline.alignment is not None
     return Examined(volume, image, codes, scores, tuple(reasons), judged)
 
 
@@ -104,7 +115,8 @@ def unusual(engine: Engine, scores: Mapping[str, float]) -> list[str]:
     found = []
     for name, meaning in JUDGED.items():
         known = np.asarray(getattr(engine.reference, name))
-        if len(known) > 2 and predictive_p(scores[name], known) < FALSE_ALARMS / len(JUDGED):
+        # not "<": a score that is no number is no good sign
+        if len(known) >= FEWEST and not predictive_p(scores[name], known) >= FALSE_ALARMS / len(JUDGED):
             found.append(
                 f"The image {meaning} more than those of people like the {len(known)} of the reference do: {name} "
                 f"{scores[name]:.3g}, theirs {np.min(known):.3g} to {np.max(known):.3g}."

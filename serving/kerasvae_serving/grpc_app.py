@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version as version_of
@@ -47,6 +48,8 @@ TF_DTYPES = {1: "float32", 2: "float64", 3: "int32", 9: "int64"}
 """TensorFlow's numbers of types."""
 _TF_VALUES = {"float32": "float_val", "float64": "double_val", "int32": "int_val", "int64": "int64_val"}
 _TF_NUMBERS = {name: number for number, name in TF_DTYPES.items()}
+MOST = 2**26
+"""Numbers of a tensor that is sent as one."""
 _FREE = ("ServerLive", "ServerReady", "ModelReady")
 """What needs no key."""
 
@@ -55,11 +58,12 @@ def grpc_server(app: App) -> grpc.aio.Server:
     """A server that has no port yet."""
     most = app.settings.max_body + 2**16
     server = grpc.aio.server(
+        maximum_concurrent_rpcs=app.work.most + 16,  # each may hold a body
         options=[
             ("grpc.max_receive_message_length", most),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
-        ]
+        ],
     )
     answers = _Answers(app)
     for name in (
@@ -147,38 +151,45 @@ class _Answers:
 
     async def model_infer(self, request: Any, context: Any) -> Any:
         found, signature = self._app.repository.resolve(request.model_name, request.model_version)
-        given = _inputs(request)
-        oip.check_tensors(given, signature.inputs)
-        outputs = await self._app.infer(found, signature, given, context.time_remaining())
-        wanted = [entry.name for entry in request.outputs] or list(outputs)
-        made = message("inference.ModelInferResponse")(
-            model_name=request.model_name, model_version=str(found.number), id=request.id
-        )
-        for name in wanted:
-            if name not in outputs:
-                rule = f"be among {', '.join(outputs)}"
-                raise ArgumentError("outputs", rule=rule, got=repr(name)[:60], fix="Correct the name")
-            value = np.ascontiguousarray(outputs[name])
-            kind = oip.datatype(value.dtype.name)
-            made.outputs.add(name=name, datatype=kind, shape=value.shape)
-            made.raw_output_contents.append(value.astype(oip.DATATYPES[kind], copy=False).tobytes())
-        return made
+
+        def work() -> Any:
+            given = _inputs(request)
+            oip.check_tensors(given, signature.inputs)
+            outputs = self._app.run(signature, given)
+            made = message("inference.ModelInferResponse")(
+                model_name=request.model_name, model_version=str(found.number), id=request.id
+            )
+            for name in [entry.name for entry in request.outputs] or list(outputs):
+                if name not in outputs:
+                    rule = f"be among {', '.join(outputs)}"
+                    raise ArgumentError("outputs", rule=rule, got=repr(name)[:60], fix="Correct the name")
+                value = np.ascontiguousarray(outputs[name])
+                kind = oip.datatype(value.dtype.name)
+                made.outputs.add(name=name, datatype=kind, shape=value.shape)
+                made.raw_output_contents.append(value.astype(oip.DATATYPES[kind], copy=False).tobytes())
+            return made
+
+        return await self._app.work.run(work, deadline=context.time_remaining())
 
     async def predict(self, request: Any, context: Any) -> Any:
         found = self._found(request.model_spec)
         known = found.signatures
         signature = signature_of(request.model_spec.signature_name, known)
-        given = {name: _from_tensor(name, value) for name, value in request.inputs.items()}
-        oip.check_tensors(given, signature.inputs)
-        outputs = await self._app.infer(found, signature, given, context.time_remaining())
-        made = message("tensorflow.serving.PredictResponse")()
-        self._spec(made.model_spec, found, request.model_spec.signature_name or DEFAULT)
-        for name in list(request.output_filter) or list(outputs):
-            if name not in outputs:
-                rule = f"be among {', '.join(outputs)}"
-                raise ArgumentError("output_filter", rule=rule, got=repr(name)[:60], fix="Correct the name")
-            _to_tensor(made.outputs[name], outputs[name])
-        return made
+
+        def work() -> Any:
+            given = {name: _from_tensor(name, value) for name, value in request.inputs.items()}
+            oip.check_tensors(given, signature.inputs)
+            outputs = self._app.run(signature, given)
+            made = message("tensorflow.serving.PredictResponse")()
+            self._spec(made.model_spec, found, request.model_spec.signature_name or DEFAULT)
+            for name in list(request.output_filter) or list(outputs):
+                if name not in outputs:
+                    rule = f"be among {', '.join(outputs)}"
+                    raise ArgumentError("output_filter", rule=rule, got=repr(name)[:60], fix="Correct the name")
+                _to_tensor(made.outputs[name], outputs[name])
+            return made
+
+        return await self._app.work.run(work, deadline=context.time_remaining())
 
     async def get_model_metadata(self, request: Any, context: Any) -> Any:
         found = self._found(request.model_spec)
@@ -264,6 +275,8 @@ def _from_tensor(name: str, tensor: Any) -> NDArray[Any]:
     if tensor.tensor_content:
         return oip.from_bytes(name, memoryview(tensor.tensor_content), shape, kind)
     values = np.array(getattr(tensor, _TF_VALUES[dtype]))
+    if len(values) == 1 and 1 < math.prod(shape) <= MOST:  # a single one stands for all
+        values = np.full(math.prod(shape), values[0])
     return oip.tensor_of(name, values, shape, kind)
 
 

@@ -20,6 +20,8 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MEMORY = 100
 """Scans after which a code counts 1/e in the drift."""
+FEWEST = 20
+"""Scans before the drift is told."""
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
 
@@ -86,9 +88,13 @@ class Metrics:
             return
         weight, mean = self._means.get((model, version), (0.0, np.zeros(len(reference.center))))
         for code in np.asarray(codes, np.float64):
+            if not np.isfinite(code).all():
+                continue
             weight = weight * math.exp(-1 / MEMORY) + 1
             mean = mean + (code - mean) / weight
         self._means[model, version] = weight, mean
+        if weight < FEWEST:  # of few it would tell about each
+            return
         self.drift.labels(model).set(float(distance(mean[None], reference.center, reference.precision)[0]))
 
     def answered(self, model: str, endpoint: str, protocol: str, status: str, seconds: float) -> None:

@@ -39,6 +39,7 @@ DATATYPES = {
 }  # fmt: skip
 """The protocol's names of numpy's types."""
 _NAMES = {np.dtype(code): name for name, code in DATATYPES.items()}
+MAX_AXES = 8
 MAX_ROWS = 1024
 """Images in one request."""
 
@@ -191,6 +192,9 @@ def tensor_of(name: str, values: Any, shape: Sequence[int], kind: str) -> NDArra
         ArgumentError: If there are more or fewer than the shape says, or one is not of this type.
     """
     dtype = np.dtype(DATATYPES[kind])
+    if isinstance(values, list) and not _only_numbers(values):
+        rule = f"hold {kind} numbers, as a flat list or nested as the shape says"
+        raise ArgumentError(name, rule=rule, got="something else", fix="Correct its data")
     try:
         found = np.asarray(values)
     except ValueError:  # rows of different lengths
@@ -224,6 +228,18 @@ def from_bytes(name: str, data: memoryview, shape: tuple[int, ...], kind: str) -
     return np.frombuffer(data, dtype).reshape(shape)
 
 
+def _only_numbers(values: list[Any]) -> bool:
+    """Whether nested lists hold nothing but numbers: text would make numpy take room for the longest everywhere."""
+    waiting: list[Any] = [values]
+    while waiting:
+        kinds = set(map(type, each := waiting.pop()))
+        if kinds == {list}:
+            waiting.extend(each)
+        elif not kinds <= {int, float, bool}:
+            return False
+    return True
+
+
 def _from_json(name: str, data: Any, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
     if not isinstance(data, list):
         raise ArgumentError(f"data of {name}", rule="be a list", got=_short(data), fix="Add it, or binary_data_size")
@@ -237,13 +253,16 @@ def _described(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], str]:
     name, shape, kind = (entry.get(key) for key in ("name", "shape", "datatype"))
     if not isinstance(name, str):
         raise ArgumentError("name of an input", rule="be text", got=_short(name), fix="Add it")
-    whole = isinstance(shape, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)
-    if not whole:
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MAX_AXES
+        or any(type(n) is not int or not 0 <= n < 2**31 for n in shape)
+    ):
         raise ArgumentError(f"shape of {name}", rule="be a list of whole numbers", got=_short(shape), fix="Correct it")
-    if kind not in DATATYPES:
+    if not isinstance(kind, str) or kind not in DATATYPES:
         rule = f"be one of {', '.join(DATATYPES)}"
         raise ArgumentError(f"datatype of {name}", rule=rule, got=_short(kind), fix="Correct it")
-    return name, tuple(shape or ()), kind
+    return name, tuple(shape), kind
 
 
 def _asked(outputs: Any) -> dict[str, bool | None] | None:
@@ -265,7 +284,7 @@ def _asked(outputs: Any) -> dict[str, bool | None] | None:
 
 
 def _length(text: str, most: int) -> int:
-    if not text.isdecimal() or int(text) > most:
+    if not text.isdecimal() or len(text) > 18 or int(text) > most:
         rule = f"be the length of the JSON, 0 to {most}"
         raise ArgumentError("Inference-Header-Content-Length", rule=rule, got=_short(text), fix="Correct the header")
     return int(text)

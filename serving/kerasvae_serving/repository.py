@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from kerasvae.bundle import MANIFEST
+from kerasvae.bundle import MANIFEST, read_bundle
 from kerasvae.errors import ArgumentError, BundleError, ConflictError, KerasVAEError, UnknownModelError
 from kerasvae_serving.engine import Engine
 from kerasvae_serving.signatures import Signature, signatures
@@ -131,11 +131,12 @@ class Repository:
         served = self._of(name)
         if version is None or version == "":
             return served[self._current(name, served)]
-        found = served.get(int(version)) if str(version).isdecimal() else None
+        text = str(version)
+        found = served.get(int(text)) if text.isdecimal() and len(text) <= 18 else None
         if found is None:
             known = ", ".join(map(str, sorted(served)))
             raise UnknownModelError(
-                f"The version of {name}", rule=f"be one in service: {known}", got=repr(version), fix="Leave it out"
+                f"The version of {name}", rule=f"be one in service: {known}", got=repr(text)[:60], fix="Leave it out"
             )
         return found
 
@@ -158,7 +159,11 @@ class Repository:
             for name, served in sorted(self._served.items())
             for number in sorted(served)
         ]
-        return ready + [Entry(path.name, "", "UNAVAILABLE", failure.reason) for path, failure in self._failures.items()]
+        # by its name: clients need not know where it lies
+        return ready + [
+            Entry(path.name, "", "UNAVAILABLE", failure.reason.replace(str(path.parent) + os.sep, ""))
+            for path, failure in self._failures.items()
+        ]
 
     def rollback(self, name: str) -> Version:
         """Withdraw the version that answers by default; the highest below it does from now on.
@@ -203,21 +208,53 @@ class Repository:
         self._failures = {path: failure for path, failure in self._failures.items() if path in found}
         for path, stamp in found.items():
             if any(v.engine.path == path and v.stamp == stamp for v in self._all()):
-                self._failures.pop(path, None)
+                self._forget(path)
                 continue
             earlier = self._failures.get(path)
             if earlier is not None and time.monotonic() < earlier.next_attempt:
                 continue
             try:
+                if not self._wanted(path):
+                    continue
                 news.append(self._take(path, stamp))
-                self._failures.pop(path, None)
-            except KerasVAEError as error:
+                self._forget(path)
+            except Exception as error:  # a disk or a damaged file may fail in any way; the other bundles go on
+                known = isinstance(error, KerasVAEError)
+                reason = str(error) if known else f"{path} could not be loaded: {type(error).__name__}."
                 attempts = 1 if earlier is None else earlier.attempts + 1
                 wait = min(2.0**attempts, LONGEST_WAIT_S)
-                self._failures[path] = _Failure(str(error), attempts, time.monotonic() + wait)
-                if earlier is None or earlier.reason != str(error):
-                    news.append(f"not loaded: {error}")
+                failure = _Failure(reason, attempts, time.monotonic() + wait)
+                self._failures = self._failures | {path: failure}
+                if earlier is None or earlier.reason != reason:
+                    news.append(f"not loaded: {reason}")
         return news + self._drop(set(found))
+
+    def _forget(self, path: Path) -> None:
+        self._failures = {other: failure for other, failure in self._failures.items() if other != path}
+
+    def _wanted(self, path: Path) -> bool:
+        """Whether a bundle would stay in memory, by its manifest alone.
+
+        Raises:
+            BundleError: If another folder has its name and version.
+        """
+        manifest = read_bundle(path, check=False).manifest
+        served = self._served.get(manifest.name, {})
+        other = served.get(manifest.version)
+        if other is not None and other.engine.path != path and other.engine.path.is_dir():
+            raise BundleError(
+                path,
+                rule="have a name and version of its own",
+                got=f"{manifest.name} {manifest.version}, which {other.engine.path} has",
+                fix="Export it with another --version",
+            )
+        left = {n for n, version in served.items() if version.engine.path != path}
+        return manifest.version in self._kept(manifest.name, {*left, manifest.version})
+
+    def _kept(self, name: str, numbers: Iterable[int]) -> list[int]:
+        """Of these versions those that stay in memory: the highest, and withdrawn ones only if there is room."""
+        withdrawn = self._withdrawn.get(name, set())
+        return sorted(numbers, key=lambda n: (n not in withdrawn, n), reverse=True)[: self._keep]
 
     def _take(self, path: Path, stamp: Stamp) -> str:
         """Load a bundle and put it into service."""
@@ -225,19 +262,9 @@ class Repository:
         engine = self._load(path)
         version = Version(engine, stamp, max(0, _resident() - before))
         served = self._served.get(version.name, {})
-        other = served.get(version.number)
-        if other is not None and other.engine.path != path and other.engine.path.is_dir():
-            raise BundleError(
-                path,
-                rule="have a name and version of its own",
-                got=f"{version.name} {version.number}, which {other.engine.path} has",
-                fix="Export it with another --version",
-            )
         # the same folder with other content: what it held before is gone
         kept = {n: v for n, v in served.items() if v.engine.path != path} | {version.number: version}
-        newest = sorted(kept, reverse=True)[: self._keep]
-        current = self._current(version.name, kept)
-        self._served = self._served | {version.name: {n: kept[n] for n in {*newest, current}}}
+        self._served = self._served | {version.name: {n: kept[n] for n in self._kept(version.name, kept)}}
         return f"{version.name} {version.number} is in service"
 
     def _drop(self, found: set[Path]) -> list[str]:

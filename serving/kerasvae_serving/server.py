@@ -60,13 +60,19 @@ def serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> None:
 async def _serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> None:
     def load(path: Path) -> Engine:
         engine = Engine(path, providers=settings.providers, precision=settings.precision)
-        _ = engine.pipeline if engine.manifest.pipeline is not None else None  # so that no request waits for it
+        engine.warm()  # no request waits for it, and it is of this bundle and not of one that takes its place
         return engine
 
     repository = Repository(sources, keep=settings.keep, load=load)
     app = App(repository, settings)
     listening = _listen(settings.host, settings.port)
     http = uvicorn.Server(_config(app, settings))
+    try:
+        http.config.load()
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ServingError(
+            "--tls-certificate and --tls-key", rule="be a PEM pair", got=str(error), fix="Check the files"
+        ) from error
     http.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # handled below
     leave = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -88,7 +94,8 @@ async def _serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> 
             )
         log.info("ready")
         tasks.append(asyncio.create_task(_watch(app, loop, settings.poll)))
-        await leave.wait()
+        waiting = asyncio.create_task(leave.wait())
+        await asyncio.wait({waiting, tasks[0]}, return_when=asyncio.FIRST_COMPLETED)
         log.info("leaving")
         app.draining = True  # probes say so; requests are still answered
         with contextlib.suppress(TimeoutError):
@@ -135,6 +142,11 @@ class _Patient(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._timer is None and self.cycle is not None and self.cycle.response_complete:
+            self._wait()  # uvicorn has just stopped its own clock
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -160,10 +160,17 @@ def _array(tensor: Tensor, values: Any) -> NDArray[Any]:
         raise ArgumentError(tensor.name, rule="be nested lists of numbers", got=type(values).__name__, fix="Correct it")
     shape = (len(values), *tensor.shape)
     found = tensor_of(tensor.name, values, shape, datatype(tensor.dtype))
-    if np.ndim(values) != len(shape):
+    if (levels := _levels(values)) != len(shape):
         rule = f"be nested as its shape says, {[-1, *tensor.shape]}"
-        raise ArgumentError(tensor.name, rule=rule, got=f"{np.ndim(values)} levels", fix="Correct it")
+        raise ArgumentError(tensor.name, rule=rule, got=f"{levels} levels", fix="Correct it")
     return found
+
+
+def _levels(values: Any) -> int:
+    count = 0
+    while isinstance(values, list):
+        values, count = (values[0] if values else None), count + 1
+    return count
 
 
 def _plain(value: Any) -> Any:

@@ -68,6 +68,7 @@ def test_maps_come_back_in_the_scans_own_space(server, engine, tmp_path, verb):
     assert answer.status_code == 200
     assert answer.headers["x-kerasvae-in-distribution"] == "true"
     assert json.loads(answer.headers["x-kerasvae-reasons"]) == []
+    assert json.loads(answer.headers["x-kerasvae-percentiles"]).keys() == {"residual", "distance", "surprise"}
     (tmp_path / "map.nii.gz").write_bytes(answer.content)
     found = nibabel.load(tmp_path / "map.nii.gz")
     assert found.shape == data.shape
