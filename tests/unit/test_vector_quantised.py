@@ -358,11 +358,18 @@ def test_tables_hold_whole_numbers_and_every_axis(tmp_path):
         "matrix": np.array([[[1.0, 2.0], [3.0, 4.5]]], "f4"),
         "scale": np.array([0.25], "f4"),
     }
-    engine = SimpleNamespace(
-        pipeline=SimpleNamespace(apply=lambda path: np.zeros(3)), encode=lambda image, covariates: outputs
-    )
+
+    class Fake(Engine):
+        pipeline = SimpleNamespace(apply=lambda path: np.zeros(3))
+
+        def __init__(self):
+            pass
+
+        def encode(self, image, covariates=None):
+            return outputs
+
     (tmp_path / "sub-1_T1w.nii.gz").touch()
-    encode_files(engine, [tmp_path / "sub-1_T1w.nii.gz"], tmp_path / "latents.tsv")
+    encode_files(Fake(), [tmp_path / "sub-1_T1w.nii.gz"], tmp_path / "latents.tsv")
     header, row = (line.split("\t")[3:] for line in (tmp_path / "latents.tsv").read_text().splitlines())
     assert dict(zip(header, row, strict=True)) == {
         "embedding_0": "0.5", "embedding_1": "-2", "codes_0": "2000000011", "codes_1": "7", "matrix_0_0": "1",
