@@ -52,7 +52,7 @@ def run(folder: Path, *, work: Path, only: str | None = None) -> list[Row]:
     rows: list[Row] = []
     if only in (None, "speed"):
         bundle, image, scan = _bundle(folder, work)
-        rows += [_ready(bundle, scan), *_throughput(bundle, image), _overhead(bundle, scan)]
+        rows += [_ready(bundle), *_throughput(bundle, image), _overhead(bundle, scan)]
     if only in (None, "gate"):
         from serving_gate import gate_rows
 
@@ -128,7 +128,7 @@ def _server(bundle: Path, *options: str) -> Iterator[tuple[str, int, Callable[[]
         process.wait(60)
 
 
-def _ready(bundle: Path, scan: bytes) -> Row:
+def _ready(bundle: Path) -> Row:
     """From the start of the process to the first 200 of its readiness probe."""
     times = []
     for _ in range(STARTS):

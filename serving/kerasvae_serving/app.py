@@ -161,10 +161,7 @@ class App:
 
     async def _index(self, request: Request) -> Response:
         body = await self._bodies.read(request.headers, request.receive)
-        try:
-            asked = orjson.loads(body) if body else {}
-        except orjson.JSONDecodeError as error:
-            raise ArgumentError("The body", rule="be JSON", got=str(error), fix="Correct it") from None
+        asked = oip.json_of(body) if body else {}
         ready = isinstance(asked, dict) and asked.get("ready") is True
         return _json([vars(each) for each in self.repository.index() if each.state == "READY" or not ready])
 

@@ -1,4 +1,4 @@
-"""Clients of a server: kerasvae's own, Triton, TF Serving; over HTTP or gRPC; one at a time or many.
+"""Clients of a server: kerasvae's own, Triton, TF Serving; over HTTP; one at a time or many.
 
 A call is retried while nothing can have gone wrong but the time: where no connection could be made, or the server said
 429 or 503. The attempts end by the deadline, and so does each step of one: sending, waiting, and every piece received.
@@ -63,6 +63,17 @@ class _Call:
     content: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The arguments of httpx's `request`."""
+        return {
+            "method": self.method,
+            "url": self.path,
+            "content": self.content,
+            "headers": self.headers,
+            "params": self.parameters,
+        }
 
 
 class _Calls:
@@ -258,10 +269,7 @@ class Client(_Calls):
         tries = _Tries(self._url, self._deadline)
         while True:
             try:
-                answer = self._http.request(
-                    call.method, call.path, content=call.content, headers=call.headers, params=call.parameters,
-                    timeout=tries.left,
-                )  # fmt: skip
+                answer = self._http.request(**call.request, timeout=tries.left)
                 if answer.status_code not in AGAIN:
                     return _read(call, answer)
                 tries.refused(answer)
@@ -338,10 +346,7 @@ class AsyncClient(_Calls):
         while True:
             try:
                 async with asyncio.timeout(tries.left):
-                    answer = await self._http.request(
-                        call.method, call.path, content=call.content, headers=call.headers, params=call.parameters,
-                        timeout=tries.left,
-                    )  # fmt: skip
+                    answer = await self._http.request(**call.request, timeout=tries.left)
                 if answer.status_code not in AGAIN:
                     return _read(call, answer)
                 tries.refused(answer)

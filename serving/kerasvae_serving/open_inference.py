@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = [
     "check_tensors",
     "datatype",
     "from_bytes",
+    "json_of",
     "parse",
     "respond",
     "tensor_of",
@@ -58,7 +59,7 @@ class InferRequest:
     inputs: dict[str, NDArray[Any]]
     outputs: dict[str, bool | None] | None = None
     binary: bool = False
-    id: str | None = field(default=None)
+    id: str | None = None
 
 
 def datatype(dtype: str) -> str:
@@ -68,6 +69,18 @@ def datatype(dtype: str) -> str:
     'FP32'
     """
     return _NAMES[np.dtype(dtype)]
+
+
+def json_of(body: bytes | memoryview) -> Any:
+    """What a body says.
+
+    Raises:
+        ArgumentError: If it is not JSON.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ArgumentError("The body", rule="be JSON", got=str(error), fix="Correct it") from None
 
 
 def parse(body: bytes | bytearray, json_length: str | None, known: Sequence[Tensor]) -> InferRequest:
@@ -83,11 +96,7 @@ def parse(body: bytes | bytearray, json_length: str | None, known: Sequence[Tens
     """
     view = memoryview(body)
     length = len(body) if json_length is None else _length(json_length, len(body))
-    try:
-        content = orjson.loads(view[:length])
-    except orjson.JSONDecodeError as error:
-        raise ArgumentError("The body", rule="be JSON", got=str(error), fix="Correct it") from None
-    content = _mapping("The body", content)
+    content = _mapping("The body", json_of(view[:length]))
     entries = _sequence("inputs", content.get("inputs"))
     place, inputs = length, {}
     for entry in entries:
@@ -124,7 +133,6 @@ def respond(
     *,
     model: str,
     version: str,
-    parameters: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, int | None]:
     """The body of an answer, and the length of its JSON where tensors follow it.
 
@@ -147,8 +155,6 @@ def respond(
     content: dict[str, Any] = {"model_name": model, "model_version": version}
     if request.id is not None:
         content["id"] = request.id
-    if parameters:
-        content["parameters"] = dict(parameters)
     head = orjson.dumps(content | {"outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join([head, *blobs]), len(head)) if blobs else (head, None)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kerasvae.bundle import Tensor
 from kerasvae.errors import ArgumentError
-from kerasvae_serving.open_inference import check_tensors, datatype, tensor_of
+from kerasvae_serving.open_inference import check_tensors, datatype, json_of, tensor_of
 from kerasvae_serving.repository import Repository, Version
 from kerasvae_serving.signatures import Signature
 
@@ -58,10 +58,7 @@ def parse(body: bytes, known: Mapping[str, Signature]) -> Predict:
     Raises:
         ArgumentError: If it is outside the interface, or does not fit the model.
     """
-    try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise ArgumentError("The body", rule="be JSON", got=str(error), fix="Correct it") from None
+    content = json_of(body)
     if not isinstance(content, dict) or ("instances" in content) == ("inputs" in content):
         raise ArgumentError(
             "The body", rule="be an object with `instances` or `inputs`", got="another", fix="Give one of them"

@@ -36,7 +36,7 @@ class Work:
         for number in range(workers):
             threading.Thread(target=self._work, name=f"work-{number}", daemon=True).start()
 
-    async def run(self, function: Callable[..., Result], *arguments: Any, deadline: float | None = None) -> Result:
+    async def run(self, function: Callable[[], Result], *, deadline: float | None = None) -> Result:
         """What the function returns.
 
         A piece of work whose deadline passes while it waits is never begun; one that was begun ends by itself, and its
@@ -44,7 +44,6 @@ class Work:
 
         Args:
             function: It must be safe to run in a thread.
-            arguments: Its arguments.
             deadline: Seconds that the caller waits, if fewer than the server's.
 
         Raises:
@@ -66,7 +65,7 @@ class Work:
             made, error = None, None
             if not answer.done():  # it may have been given up while it waited
                 try:
-                    made = function(*arguments)
+                    made = function()
                 except BaseException as raised:
                     error = raised
             try:
