@@ -56,7 +56,7 @@ def gate_rows(folder: Path) -> list[Row]:
         share, n = float(np.mean(each)), len(each)
         if kind == GOOD:
             rows.append(_row(f"good scans of {n} new people that are flagged", share, None, 0.05, share <= 0.08))
-        elif kind == MIRRORED:
+        elif kind in REPORTED:
             rows.append(_row(f"flagged: {kind} ({n})", share, None, None, None))
         else:
             rows.append(_row(f"flagged: {kind} ({n})", share, 0.95, 0.99, share >= 0.95))
@@ -103,6 +103,37 @@ def _moved(image: Any, rng: np.random.Generator) -> Any:
     return _like(image, image.get_fdata(), turn @ image.affine)
 
 
+def _unregistered(image: Any, rng: np.random.Generator) -> Any:
+    """The person's own space: voxels of 2 mm along the axes, as they were before registration, the brain centred."""
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    centre = np.array([*ndimage.center_of_mass(image.get_fdata() > 0), 1])
+    affine[:3, 3] = (image.affine @ centre)[:3] - 2 * centre[:3]
+    return _like(image, image.get_fdata(dtype=np.float32), affine)
+
+
+def _turned(image: Any, rng: np.random.Generator) -> Any:
+    """Upside down, or back to front, with the affine as it was."""
+    return _like(image, np.flip(image.get_fdata(dtype=np.float32), int(rng.integers(1, 3))))
+
+
+def _half_stripped(image: Any, rng: np.random.Generator) -> Any:
+    """A skull-strip that failed on one side: the scalp of `_with_skull` is left there."""
+    data = image.get_fdata(dtype=np.float32)
+    side = np.zeros(data.shape, bool)
+    side[: data.shape[0] // 2] = True
+    return _like(image, np.where(side, _with_skull(image, rng).get_fdata(dtype=np.float32), data))
+
+
+def _lesion(image: Any, rng: np.random.Generator, volume_cm3: float) -> Any:
+    """A dark ball (30 % of what was there) in the brain."""
+    data = image.get_fdata(dtype=np.float32)
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    radius = (3 * volume_cm3 * 1000 / (4 * np.pi)) ** (1 / 3)
+    deep = np.argwhere(ndimage.distance_transform_edt(data > 0, sampling=spacing) > radius)
+    away = (np.indices(data.shape).T - deep[rng.integers(len(deep))]) * spacing
+    return _like(image, np.where(np.square(away).sum(-1).T < radius**2, 0.3 * data, data))
+
+
 def _with_skull(image: Any, rng: np.random.Generator) -> Any:
     """A made scalp, 6 mm thick and about as bright as the brain, around 6 mm of dark bone: the derivative has none."""
     data = image.get_fdata(dtype=np.float32)
@@ -137,7 +168,8 @@ def _swapped(image: Any, rng: np.random.Generator) -> Any:
     return _like(image, np.swapaxes(image.get_fdata(dtype=np.float32), first, second))
 
 
-GOOD, MIRRORED = "good", "mirrored left to right"
+GOOD = "good"
+REPORTED = ("mirrored left to right", "lesion of 10 cm³", "lesion of 50 cm³")
 KINDS: dict[str, Callable[[Any, Any, np.random.Generator], Any]] = {
     GOOD: lambda image, other, rng: image,
     "wrong modality (grey-matter map)": lambda image, other, rng: other,
@@ -147,8 +179,13 @@ KINDS: dict[str, Callable[[Any, Any, np.random.Generator], Any]] = {
     ),
     "swapped axes": lambda image, other, rng: _swapped(image, rng),
     "not skull-stripped": lambda image, other, rng: _with_skull(image, rng),
-    "not registered": lambda image, other, rng: _moved(image, rng),
+    "turned upside down or back to front": lambda image, other, rng: _turned(image, rng),
+    "skull-strip failed on one side": lambda image, other, rng: _half_stripped(image, rng),
+    "not registered (moved)": lambda image, other, rng: _moved(image, rng),
+    "not registered (the person's own space)": lambda image, other, rng: _unregistered(image, rng),
     "noise": lambda image, other, rng: _noise(image, rng),
     "photograph": lambda image, other, rng: _photograph(image, rng),
-    MIRRORED: lambda image, other, rng: _like(image, image.get_fdata(dtype=np.float32)[::-1]),
+    REPORTED[0]: lambda image, other, rng: _like(image, image.get_fdata(dtype=np.float32)[::-1]),
+    REPORTED[1]: lambda image, other, rng: _lesion(image, rng, 10),
+    REPORTED[2]: lambda image, other, rng: _lesion(image, rng, 50),
 }

@@ -30,8 +30,8 @@ from kerasvae_serving.settings import Settings
 __all__ = ["serve"]
 
 log = logging.getLogger("kerasvae.serving")
-TOGETHER = 2**18
-"""Bytes of a body that are handed on at once."""
+TOGETHER = 2**20
+"""Bytes that are read, or handed on of a body, at once."""
 LOG_KEYS = ("endpoint", "model", "status", "ms", "error", "news", "http", "grpc")
 """What a line of the log may hold beside its message: nothing that a request brought."""
 
@@ -115,7 +115,7 @@ async def _serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> 
 def _config(app: App, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=partial(_Patient, patience=settings.patience),  # type: ignore[arg-type]
+        http=partial(_Reader, patience=settings.patience),  # type: ignore[arg-type]
         ws="none",
         proxy_headers=False,
         lifespan="off",
@@ -130,6 +130,26 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
     )
 
 
+class _Reader(asyncio.BufferedProtocol):
+    """Reads into one buffer that all connections share, as each hands on what it read before another reads.
+
+    Without it every 64 kB of a body are an object of their own, and copied once more.
+    """
+
+    _buffer = memoryview(bytearray(TOGETHER))
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._to = _Patient(*arguments, **named)
+        for name in ("connection_made", "connection_lost", "eof_received", "pause_writing", "resume_writing"):
+            setattr(self, name, getattr(self._to, name))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._to.data_received(self._buffer[:nbytes])  # type: ignore[arg-type]
+
+
 class _Patient(HttpToolsProtocol):
     """HTTP whose headers must come in time: a connection that sends them drop by drop is closed."""
 
@@ -137,7 +157,8 @@ class _Patient(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self._patience = patience
         self._timer: asyncio.TimerHandle | None = None
-        self._woken = 0.0
+        self._pieces: list[bytes] = []
+        self._size, self._woken = 0, 0.0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -154,16 +175,28 @@ class _Patient(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Wake the application for a good piece of a body, or once a second, and not for each packet."""
-        now = self.loop.time()
-        if len(self.cycle.body) + len(body) < TOGETHER and now < self._woken + 1 and not self.cycle.response_complete:
-            self.cycle.body += body
-        else:
-            self._woken = now
-            super().on_body(body)
+        self._pieces.append(body)
+        self._size += len(body)
+        if self._size >= TOGETHER or self.loop.time() >= self._woken + 1:
+            self._hand_on()
+
+    def on_message_complete(self) -> None:
+        self._hand_on()
+        super().on_message_complete()
+
+    def _hand_on(self) -> None:
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces, self._size, self._woken = [], 0, self.loop.time()
+        if not self.cycle.response_complete and body:
+            # bytes in the place of uvicorn's bytearray, as long as it holds nothing: they are handed on uncopied
+            self.cycle.body = self.cycle.body + body if self.cycle.body else body  # type: ignore[assignment]
+            if len(self.cycle.body) > TOGETHER:
+                self.flow.pause_reading()
+            self.cycle.message_event.set()
 
     def on_headers_complete(self) -> None:
         self._stop()
-        self._woken = self.loop.time()
+        self._pieces, self._size, self._woken = [], 0, self.loop.time()
         super().on_headers_complete()
 
     def connection_lost(self, error: Exception | None) -> None:
