@@ -51,6 +51,7 @@ EXTRAS = {
         "onnxruntime", "starlette", "uvicorn", "httptools", "multipart", "orjson", "grpc", "google", "httpx",
         "prometheus_client",
     ),
+    "telemetry": ("opentelemetry",),
     "sign": ("model_signing", "OpenSSL"),
 }  # fmt: skip
 """What each extra brings, for the sentence about a missing one."""
@@ -61,6 +62,7 @@ DataOption = Annotated[Path, typer.Option(help="BIDS derivative folder, or a tab
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override: section.key=value.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `kerasvae train` wrote.")]
 PrecisionOption = Annotated[str, typer.Option(help="Of the ONNX graphs: float32, or what the bundle has.")]
+ProviderOption = Annotated[str, typer.Option(help="What runs them: auto, cpu, cuda, openvino.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder that `kerasvae export` wrote.")]
 
 
@@ -419,6 +421,8 @@ def serve(
     workers: Annotated[int, typer.Option(help="Requests at work at a time, a core each; by default all.")] = 0,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more are refused with 429.")] = 32,
     deadline: Annotated[float, typer.Option(help="Seconds until an answer must be there, or 504.")] = 30.0,
+    batch: Annotated[int, typer.Option(help="Rows of several requests in one run; for GPUs.")] = 1,
+    batch_wait: Annotated[float, typer.Option(help="Seconds that the first of them waits.")] = 0.002,
     max_body: Annotated[int, typer.Option(help="Bytes of a request, unpacked; more are refused with 413.")] = 2**26,
     max_voxels: Annotated[int, typer.Option(help="Voxels of a scan; more are refused with 422.")] = 2**25,
     patience: Annotated[float, typer.Option(help="Seconds that a request may be silent, or 408.")] = 10.0,
@@ -427,9 +431,11 @@ def serve(
     drain: Annotated[float, typer.Option(help="Seconds of not being ready before going.")] = 5.0,
     strict: Annotated[bool, typer.Option(help="Refuse scans that are out of distribution.")] = False,
     verbose: Annotated[bool, typer.Option(help="Log every answer, not only refusals.")] = False,
+    telemetry: Annotated[bool, typer.Option(help="Send traces to where OTEL_EXPORTER_OTLP_ENDPOINT says.")] = False,
     api_keys: Annotated[Path | None, typer.Option(help="File with one key a line; without it anybody may ask.")] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="Certificate chain (PEM).")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    provider: ProviderOption = "auto",
     precision: PrecisionOption = "float32",
 ) -> None:
     """Answer over HTTP and gRPC; no TensorFlow. Example: `kerasvae serve bundle --port 8000`."""
@@ -443,6 +449,8 @@ def serve(
         workers=workers or len(os.sched_getaffinity(0)),
         queue=queue,
         deadline=deadline,
+        batch=batch,
+        batch_wait=batch_wait,
         max_body=max_body,
         max_voxels=max_voxels,
         patience=patience,
@@ -451,9 +459,11 @@ def serve(
         drain=drain,
         strict=strict,
         verbose=verbose,
+        telemetry=telemetry,
         keys=api_keys,
         certificate=tls_certificate,
         private_key=tls_key,
+        provider=provider,
         precision=precision,
     )
     run_server(bundles, settings)

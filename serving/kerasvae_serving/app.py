@@ -33,6 +33,7 @@ from kerasvae.errors import (
 )
 from kerasvae_serving import open_inference as oip
 from kerasvae_serving import tf_rest
+from kerasvae_serving.batching import Batches
 from kerasvae_serving.body import Bodies, form
 from kerasvae_serving.gate import Examined, examine
 from kerasvae_serving.metrics import CONTENT_TYPE, Metrics
@@ -66,6 +67,7 @@ class App:
         self.repository, self.settings = repository, settings
         self.work = Work(settings.workers, settings.queue, settings.deadline)
         self.metrics = Metrics(repository, self.work)
+        self._batches = Batches(settings.batch, settings.batch_wait, self.metrics.batch.observe)
         self.draining = False
         self._keys = None if settings.keys is None else Keys(settings.keys)
         self._verbs: dict[str, Callable[[Request, str, str | None], Awaitable[Response]]] = {
@@ -146,7 +148,7 @@ class App:
         if size > self.settings.max_body:
             rule = f"have at most {self.settings.max_body} bytes"
             raise TooLargeError("The answer", rule=rule, got=f"{size}, for {rows} rows", fix="Ask for fewer at a time")
-        return signature.run(given)
+        return self._batches.run(signature, given)
 
     # The Open Inference Protocol
 

@@ -117,6 +117,7 @@ async def form(request: Request, body: bytes) -> tuple[bytes, Mapping[str, str]]
     from starlette.formparsers import MultiPartParser
 
     parser = MultiPartParser(request.headers, replay(), max_files=1, max_fields=FIELDS, max_part_size=2**16)
+    parser.spool_max_size = len(body) + 1  # a scan is not written to a disk
     try:
         found = await parser.parse()
     except (MultiPartException, KeyError) as error:

@@ -64,6 +64,9 @@ class Metrics:
             ["model"],
             registry=at,
         )
+        self.batch = Histogram(
+            "kerasvae_batch_rows", "Rows of one run of a graph.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=at
+        )
         self.errors = Counter("kerasvae_load_errors", "Bundles that could not be put into service.", registry=at)
         self._registry.register(_State(repository, work))
 

@@ -15,25 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import orjson
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import ASGIApp
 
 from kerasvae.errors import ServingError
 from kerasvae_serving.app import App
+from kerasvae_serving.connection import Connection
 from kerasvae_serving.engine import Engine
 from kerasvae_serving.grpc_app import grpc_server
+from kerasvae_serving.logs import logging_to
 from kerasvae_serving.repository import Repository
 from kerasvae_serving.settings import Settings
+from kerasvae_serving.telemetry import traced
 
 __all__ = ["serve"]
 
 log = logging.getLogger("kerasvae.serving")
-TOGETHER = 2**20
-"""Bytes that are read, or handed on of a body, at once."""
-LOG_KEYS = ("endpoint", "model", "status", "ms", "error", "news", "http", "grpc")
-"""What a line of the log may hold beside its message: nothing that a request brought."""
 
 
 def serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> None:
@@ -47,26 +45,23 @@ def serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> None:
         ServingError: If a port is taken, or none of the bundles can be loaded.
         ArgumentError: If a source or a setting is wrong.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines())
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG if settings.verbose else logging.INFO)
-    try:
+    with logging_to(sys.stderr, verbose=settings.verbose):
         uvloop.run(_serve(sources, settings))
-    finally:
-        log.removeHandler(handler)
 
 
 async def _serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> None:
     def load(path: Path) -> Engine:
-        engine = Engine(path, providers=settings.providers, precision=settings.precision)
+        engine = Engine(path, provider=settings.provider, precision=settings.precision)
+        for reason in engine.passed_over:
+            log.warning("models", extra={"news": reason})
         engine.warm()  # no request waits for it, and it is of this bundle and not of one that takes its place
         return engine
 
     repository = Repository(sources, keep=settings.keep, load=load)
     app = App(repository, settings)
     listening = _listen(settings.host, settings.port)
-    http = uvicorn.Server(_config(app, settings))
+    answering, stop_tracing = traced(app, lambda: repository.names) if settings.telemetry else (app, lambda: None)
+    http = uvicorn.Server(_config(answering, settings))
     try:
         http.config.load()
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
@@ -109,13 +104,14 @@ async def _serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> 
         for task in tasks[1:]:
             task.cancel()
         app.work.close()
+        await loop.run_in_executor(None, stop_tracing)
     log.info("gone")
 
 
-def _config(app: App, settings: Settings) -> uvicorn.Config:
+def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=partial(_Reader, patience=settings.patience),  # type: ignore[arg-type]
+        http=partial(Connection, patience=settings.patience),  # type: ignore[arg-type]
         ws="none",
         proxy_headers=False,
         lifespan="off",
@@ -128,93 +124,6 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.private_key,
     )
-
-
-class _Reader(asyncio.BufferedProtocol):
-    """Reads into one buffer that all connections share, as each hands on what it read before another reads.
-
-    Without it every 64 kB of a body are an object of their own, and copied once more.
-    """
-
-    _buffer = memoryview(bytearray(TOGETHER))
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        self._to = _Patient(*arguments, **named)
-        for name in ("connection_made", "connection_lost", "eof_received", "pause_writing", "resume_writing"):
-            setattr(self, name, getattr(self._to, name))
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._to.data_received(self._buffer[:nbytes])  # type: ignore[arg-type]
-
-
-class _Patient(HttpToolsProtocol):
-    """HTTP whose headers must come in time: a connection that sends them drop by drop is closed."""
-
-    def __init__(self, *arguments: Any, patience: float, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._patience = patience
-        self._timer: asyncio.TimerHandle | None = None
-        self._pieces: list[bytes] = []
-        self._size, self._woken = 0, 0.0
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._timer is None and self.cycle is not None and self.cycle.response_complete:
-            self._wait()  # uvicorn has just stopped its own clock
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._wait()
-
-    def on_body(self, body: bytes) -> None:
-        """Wake the application for a good piece of a body, or once a second, and not for each packet."""
-        self._pieces.append(body)
-        self._size += len(body)
-        if self._size >= TOGETHER or self.loop.time() >= self._woken + 1:
-            self._hand_on()
-
-    def on_message_complete(self) -> None:
-        self._hand_on()
-        super().on_message_complete()
-
-    def _hand_on(self) -> None:
-        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces, self._size, self._woken = [], 0, self.loop.time()
-        if not self.cycle.response_complete and body:
-            # bytes in the place of uvicorn's bytearray, as long as it holds nothing: they are handed on uncopied
-            self.cycle.body = self.cycle.body + body if self.cycle.body else body  # type: ignore[assignment]
-            if len(self.cycle.body) > TOGETHER:
-                self.flow.pause_reading()
-            self.cycle.message_event.set()
-
-    def on_headers_complete(self) -> None:
-        self._stop()
-        self._pieces, self._size, self._woken = [], 0, self.loop.time()
-        super().on_headers_complete()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._stop()
-        super().connection_lost(error)
-
-    def _wait(self) -> None:
-        self._stop()
-        self._timer = self.loop.call_later(self._patience, self._close)
-
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _close(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -258,12 +167,3 @@ async def _watch(app: App, loop: asyncio.AbstractEventLoop, seconds: float) -> N
             await _look(app, loop)
         except Exception as error:  # a disk that fails must not end the watch
             log.error("models", extra={"error": type(error).__name__})
-
-
-class _Lines(logging.Formatter):
-    """A JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        known = {key: getattr(record, key) for key in LOG_KEYS if hasattr(record, key)}
-        head = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
-        return orjson.dumps(head | {"message": record.getMessage()} | known).decode()

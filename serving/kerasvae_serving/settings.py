@@ -23,6 +23,8 @@ class Settings:
         workers: Pieces of work at a time: threads with one core each.
         queue: Requests that may wait.
         deadline: Longest time until an answer.
+        batch: Rows of several requests that may run together, see `Batches`; more workers than that are needed.
+        batch_wait: Time that the first of them waits.
         max_body: Largest body, unpacked.
         max_voxels: Largest scan.
         patience: Longest silence within a request.
@@ -31,10 +33,11 @@ class Settings:
         drain: Time between the first sign of going (not ready) and the end of listening.
         strict: Refuse scans that are out of distribution.
         verbose: Log every answer, not only refusals.
+        telemetry: Send traces, see `traced`.
         keys: File with one API key a line; None: anybody may ask.
         certificate: TLS certificate (PEM); None: no TLS.
         private_key: Its key.
-        providers: ONNX Runtime execution providers.
+        provider: What runs the graphs, see `Engine`.
         precision: Of the graphs.
     """
 
@@ -44,6 +47,8 @@ class Settings:
     workers: int = 2
     queue: int = 32
     deadline: float = 30.0
+    batch: int = 1
+    batch_wait: float = 0.002
     max_body: int = 64 * 2**20
     max_voxels: int = 2**25
     patience: float = 10.0
@@ -52,10 +57,11 @@ class Settings:
     drain: float = 5.0
     strict: bool = False
     verbose: bool = False
+    telemetry: bool = False
     keys: Path | None = None
     certificate: Path | None = None
     private_key: Path | None = None
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    provider: str = "auto"
     precision: str = "float32"
 
     def __post_init__(self) -> None:

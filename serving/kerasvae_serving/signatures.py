@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kerasvae.bundle import Tensor
 from kerasvae_serving.engine import Engine
 
-__all__ = ["Signature", "signatures"]
+__all__ = ["Signature", "Tensors", "signatures"]
 
 Tensors = dict[str, NDArray[Any]]
 
