@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 from starlette.applications import Starlette
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -29,7 +30,6 @@ from kerasvae.errors import (
     ServingError,
     TooLargeError,
     UnauthorizedError,
-    UnknownModelError,
 )
 from kerasvae_serving import open_inference as oip
 from kerasvae_serving import tf_rest
@@ -55,6 +55,15 @@ OPEN = ("/v2/health", "/openapi.json", "/docs")
 """What needs no key: it says nothing of people."""
 
 
+class _Name(StringConvertor):
+    """Of a model or version in a path: what a verb follows after a colon."""
+
+    regex = "[^/:]+"
+
+
+register_url_convertor("name", _Name())
+
+
 class App:
     """The application, and what its two protocols share.
 
@@ -70,7 +79,7 @@ class App:
         self._batches = Batches(settings.batch, settings.batch_wait, self.metrics.batch.observe)
         self.draining = False
         self._keys = None if settings.keys is None else Keys(settings.keys)
-        self._verbs: dict[str, Callable[[Request, str, str | None], Awaitable[Response]]] = {
+        verbs: dict[str, Callable[[Request, str, str | None], Awaitable[Response]]] = {
             "encode": self._encode,
             "score": self._score,
             "reconstruct": partial(self._map, "reconstruction"),
@@ -95,9 +104,9 @@ class App:
                 ("GET", place, "model_metadata", self._metadata),
                 ("GET", f"{place}/ready", "model_ready", self._model_ready),
             ]
-        for place in ("/v1/models/{target}", "/v1/models/{model}/versions/{target}"):
-            routes += [("GET", place, "status", self._status), ("POST", place, "verb", self._verb)]
-            routes += [("GET", f"{place}/metadata", "tf_metadata", self._tf_metadata)]
+        for place in ("/v1/models/{model:name}", "/v1/models/{model:name}/versions/{version:name}"):
+            routes += [("POST", f"{place}:{verb}", verb, self._verb(handler)) for verb, handler in verbs.items()]
+            routes += [("GET", place, "status", self._status), ("GET", f"{place}/metadata", "tf_metadata", self._tf)]
         self._rest = Starlette(
             routes=[
                 Route(path, self._guarded(name, handler), methods=[method]) for method, path, name, handler in routes
@@ -181,7 +190,7 @@ class App:
         return _json({"name": name, "versions": versions, "platform": PLATFORM} | described)
 
     async def _model_ready(self, request: Request) -> Response:
-        self.repository.resolve(request.path_params["model"], request.path_params.get("version"))
+        self.repository.resolve(*_place(request))
         return _json({"ready": not self.draining}, 503 if self.draining else 200)
 
     async def _infer(self, name: str, version: str | None, headers: Headers, receive: Receive) -> Response:
@@ -209,23 +218,15 @@ class App:
         return _json({"models": about})
 
     async def _status(self, request: Request) -> Response:
-        name, version = _place(request.path_params)
-        return _json(tf_rest.status(self.repository, name, version))
+        model, version = _place(request)
+        return _json(tf_rest.status(self.repository, model, version))
 
-    async def _tf_metadata(self, request: Request) -> Response:
-        name, version = _place(request.path_params)
-        return _json(tf_rest.metadata(self.repository.get(name, version)))
+    async def _tf(self, request: Request) -> Response:
+        return _json(tf_rest.metadata(self.repository.get(*_place(request))))
 
-    async def _verb(self, request: Request) -> Response:
-        """POST …:verb; the verb decides."""
-        rest, _, verb = request.path_params["target"].rpartition(":")
-        name, version = _place(request.path_params | {"target": rest})
-        verbs = self._verbs
-        if not rest or verb not in verbs:
-            raise UnknownModelError(
-                "The path", rule=f"end in one of :{', :'.join(verbs)}", got=repr(verb)[:60], fix="Correct it"
-            )
-        return await verbs[verb](request, name, version)
+    @staticmethod
+    def _verb(handler: Callable[[Request, str, str | None], Awaitable[Response]]) -> Any:
+        return lambda request: handler(request, *_place(request))
 
     async def _predict(self, request: Request, name: str, version: str | None) -> Response:
         found = self.repository.get(name, version)
@@ -330,8 +331,7 @@ class App:
         """A handler whose errors become answers, and whose answers are counted."""
 
         async def endpoint(request: Request) -> Response:
-            target = request.path_params.get("target", "").rpartition(":")[0]
-            asked = request.path_params.get("model") or target
+            asked = request.path_params.get("model", "")
             return await self._attempt(name, request.scope["path"], request.headers, asked, lambda: handler(request))
 
         return endpoint
@@ -353,10 +353,8 @@ class App:
             # the type alone: a message may hold what the client sent
             log.error("failed", extra={"endpoint": name, "error": type(error).__name__})
             response = _json({"error": "The server failed. Its log says more."}, 500)
-        verb = path.rpartition(":")[2]
-        endpoint = verb if name == "verb" and verb in self._verbs else name
         quiet = path.startswith((*OPEN, "/metrics"))
-        self._count(endpoint, asked, response.status_code, time.perf_counter() - begun, quiet=quiet)
+        self._count(name, asked, response.status_code, time.perf_counter() - begun, quiet=quiet)
         if self.draining:
             response.headers["connection"] = "close"
         return response
@@ -403,6 +401,6 @@ def _key(headers: Headers) -> str | None:
     return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
 
 
-def _place(parameters: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Model and version of a path of TF Serving's kind."""
-    return (parameters["model"], parameters["target"]) if "model" in parameters else (parameters["target"], None)
+def _place(request: Request) -> tuple[str, str | None]:
+    """Model and version of a path."""
+    return request.path_params["model"], request.path_params.get("version")

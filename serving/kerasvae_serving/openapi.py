@@ -6,7 +6,7 @@ from importlib.metadata import version as version_of
 from importlib.resources import files
 from typing import Any
 
-from kerasvae_serving.repository import Repository
+from kerasvae_serving.repository import DECODER, Repository
 from kerasvae_serving.settings import Settings
 
 __all__ = ["describe", "page"]
@@ -21,7 +21,6 @@ _ERROR = {
     "description": "One sentence: what is wrong, the rule, what was received, and how to mend it.",
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
-_NAME = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
 _SPACE = {
     "name": "space",
     "in": "query",
@@ -47,24 +46,28 @@ def describe(repository: Repository, settings: Settings) -> dict[str, Any]:
         {"name": name, "in": "query", "schema": {"type": "string"}, "description": f"Covariate, {kind}."}
         for name, kind in names.items()
     ]
+    model, graph = (
+        {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": known}}
+        for known in (repository.names, [f"{name}{end}" for name in repository.names for end in ("", DECODER)])
+    )
     paths: dict[str, Any] = {
         "/v2": _get("Name, version and extensions of the server."),
         "/v2/health/live": _get("Is the process alive?"),
         "/v2/health/ready": _get("Would a request be answered?", {"503": {"description": "Not now."}}),
-        "/v2/models/{model}": _get("Inputs and outputs of a model.", parameters=[_NAME]),
-        "/v2/models/{model}/ready": _get("Is this model in service?", parameters=[_NAME]),
+        "/v2/models/{model}": _get("Inputs and outputs of a model.", parameters=[graph]),
+        "/v2/models/{model}/ready": _get("Is this model in service?", parameters=[graph]),
         "/v2/models/{model}/infer": {
             "post": _operation(
                 "Preprocessed images to latents, or codes to images, by the Open Inference Protocol.",
                 {"application/json": {"schema": {"$ref": "#/components/schemas/InferResponse"}}},
-                [_NAME],
+                [graph],
                 {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Infer"}}}},
             )
         },
         "/v2/repository/index": {"post": _operation("All versions, and bundles that failed.", _JSON, [], None)},
         "/v1/models": _get("All versions, and bundles that failed."),
-        "/v1/models/{model}": _get("Versions of a model, as TF Serving says it.", parameters=[_NAME]),
-        "/v1/models/{model}/metadata": _get("Signatures of a model, as TF Serving says it.", parameters=[_NAME]),
+        "/v1/models/{model}": _get("Versions of a model, as TF Serving says it.", parameters=[model]),
+        "/v1/models/{model}/metadata": _get("Signatures of a model, as TF Serving says it.", parameters=[model]),
         "/metrics": {"get": _operation("Counters, for Prometheus.", {"text/plain": {}}, [], None)},
     }
     scan = {"application/json": {"schema": {"$ref": "#/components/schemas/Scan"}}}
@@ -75,10 +78,10 @@ def describe(repository: Repository, settings: Settings) -> dict[str, Any]:
         ("reconstruct", "The model's reconstruction of a scan, as NIfTI.", file, [_SPACE]),
         ("deviation", "Where a scan deviates from what the model expects, as NIfTI.", file, [_SPACE]),
     ):
-        post = _operation(what, answer, [_NAME, *more, *covariates], _SCAN_BODY)
+        post = _operation(what, answer, [model, *more, *covariates], _SCAN_BODY)
         paths[f"/v1/models/{{model}}:{verb}"] = {"post": post}
     body = {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Predict"}}}}
-    paths["/v1/models/{model}:predict"] = {"post": _operation("TF Serving's REST.", _JSON, [_NAME], body)}
+    paths["/v1/models/{model}:predict"] = {"post": _operation("TF Serving's REST.", _JSON, [model], body)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -153,7 +156,7 @@ def _operation(what: str, content: dict[str, Any], parameters: list[Any], body: 
     refusals = (
         ["401"]
         + (["404"] if parameters else [])
-        + (["400", "408", "413", "415", "422", "429", "500", "503", "504"] if body else [])
+        + (["400", "408", "413", "415", "422", "429", "500", "501", "503", "504"] if body else [])
     )
     made["responses"] |= dict.fromkeys(refusals, _ERROR)
     if parameters:

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 WAIT_S = 120.0
+BINARY = {"content-type": "application/octet-stream"}
 
 
 class Running:
@@ -107,3 +108,23 @@ class Running:
         self._reader.join(5)
         if self.process.stderr is not None:
             self.process.stderr.close()
+
+
+def infer(server, image, model="blobs", post=httpx.post):
+    tensor = {
+        "name": "image",
+        "shape": [1, *image.shape],
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": image.nbytes},
+    }
+    head = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    url = f"{server.url}/v2/models/{model}/infer"
+    return post(url, content=head + image.tobytes(), headers=headers, timeout=WAIT_S)
+
+
+def until(condition):
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)

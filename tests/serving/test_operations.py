@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -19,9 +17,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.serving.servers import WAIT_S, Running
-
-BINARY = {"content-type": "application/octet-stream"}
+from tests.serving.servers import BINARY, WAIT_S, Running, infer, until
 
 
 def renamed(bundle, folder, **changes):
@@ -41,26 +37,6 @@ def renamed(bundle, folder, **changes):
     place = folder / f"{manifest['name']}-{manifest['version']}"
     temporary.rename(place)
     return place
-
-
-def infer(server, image, model="blobs", post=httpx.post):
-    tensor = {
-        "name": "image",
-        "shape": [1, *image.shape],
-        "datatype": "FP32",
-        "parameters": {"binary_data_size": image.nbytes},
-    }
-    head = json.dumps({"inputs": [tensor]}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(head))}
-    url = f"{server.url}/v2/models/{model}/infer"
-    return post(url, content=head + image.tobytes(), headers=headers, timeout=WAIT_S)
-
-
-def until(condition):
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 def test_new_versions_come_go_and_come_back(bundles, prepared, tmp_path):
@@ -174,145 +150,6 @@ def test_kill_9_leaves_nothing_to_clean(bundles, prepared):
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL
     with Running([bundles / "blobs-1"]) as server:
         assert infer(server, prepared[0]).status_code == 200
-
-
-def test_overload_is_refused_and_probes_are_not(bundles, prepared):
-    """Ten times as many as there is room for, their last bytes at once: each gets the right answer or 429."""
-    with Running([bundles / "blobs-1"], "--workers", "1", "--queue", "1") as server, ThreadPoolExecutor(20) as pool:
-        expected = infer(server, prepared[0]).json()["outputs"]
-        big = np.repeat(prepared[:1], 400, axis=0)
-        tensor = {"name": "image", "shape": list(big.shape), "datatype": "FP32"}
-        head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": big.nbytes}}]}).encode()
-        body = head + big.tobytes()
-        start = (
-            f"POST /v2/models/blobs/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-            f"Inference-Header-Content-Length: {len(head)}\r\nConnection: close\r\n\r\n"
-        ).encode()
-        clients = [connect(server) for _ in range(20)]
-        for client in clients:
-            client.sendall(start + body[:-1])
-        for client in clients:
-            client.sendall(body[-1:])
-        probes = [pool.submit(server.get, "/v2/health/ready") for _ in range(20)]
-        answers = [received(client) for client in clients]
-        assert {probe.result().status_code for probe in probes} == {200}
-        codes = [status for status, _, _ in answers]
-        assert set(codes) == {200, 429}
-        for status, headers, content in answers:
-            if status == 429:
-                assert "retry-after: 1" in headers
-                assert "Try again" in content["error"]
-            else:
-                for found, one in zip(content["outputs"], expected, strict=True):
-                    np.testing.assert_allclose(np.reshape(found["data"], (400, -1))[399], one["data"], atol=1e-5)
-        assert infer(server, prepared[0]).json()["outputs"] == expected
-        assert "kerasvae_requests_busy 0.0" in server.get("/metrics").text
-
-
-def received(client):
-    """Status, headers and JSON of an answer after which the server closes."""
-    content = b""
-    while block := client.recv(2**16):
-        content += block
-    client.close()
-    head, _, rest = content.partition(b"\r\n\r\n")
-    return int(head.split()[1]), head.decode().lower(), json.loads(rest)
-
-
-def test_deadlines(bundles, scan_file):
-    with Running([bundles / "blobs-1"], "--deadline", "0.0001") as server:
-        answer = server.post("/v1/models/blobs:encode", content=scan_file.read_bytes(), headers=BINARY)
-        assert answer.status_code == 504
-        assert "be ready within" in answer.json()["error"]
-        until(lambda: "kerasvae_requests_busy 0.0" in server.get("/metrics").text)
-
-
-def test_large_bodies_are_refused_however_they_come(bundles, scan_file):
-    with Running([bundles / "blobs-1"], "--max-body", "20000") as server:
-        path = "/v1/models/blobs:encode"
-        for content in (b"x" * 20001, (b"x" * 1000 for _ in range(21))):
-            answer = server.post(path, content=content, headers=BINARY)
-            assert answer.status_code == 413
-            assert "20000 bytes" in answer.json()["error"]
-        packed = gzip.compress(b"\0" * 10**7)
-        assert len(packed) < 20000
-        answer = server.post(path, content=packed, headers=BINARY | {"content-encoding": "gzip"})
-        assert answer.status_code == 413
-        small = gzip.compress(gzip.decompress(scan_file.read_bytes()), 9)
-        assert len(small) < 20000
-        assert server.post(path, content=small, headers=BINARY).status_code == 200
-
-
-def bomb(shape, claimed, dtype="<f4"):
-    """A gzip file of zeros behind the header of an image of the claimed shape."""
-    header = nibabel.Nifti1Header()
-    header.set_data_shape(claimed)
-    header.set_data_dtype(dtype)
-    header["magic"], header["vox_offset"] = b"n+1", 352
-    header.set_sform(np.diag([2.0, 2, 2, 1]), 4)
-    packer = __import__("zlib").compressobj(9, wbits=31)
-    parts = [packer.compress(header.binaryblock + bytes(4))]
-    block = bytes(2**20)
-    parts += [packer.compress(block) for _ in range(int(np.prod(shape)) * 4 // 2**20)]
-    return b"".join([*parts, packer.flush()])
-
-
-def test_gzip_bombs_take_no_memory(bundles, scan_file):
-    """400 MB of zeros in 400 kB, behind a header that owns up to them, and behind one that does not."""
-    with Running([bundles / "blobs-1"]) as server:
-        good = server.post("/v1/models/blobs:encode", content=scan_file.read_bytes(), headers=BINARY).json()
-        before = server.memory_mb
-        for claimed in ((500, 500, 420), (16, 18, 15), (30000, 30000, 3)):
-            answer = server.post("/v1/models/blobs:encode", content=bomb((500, 500, 420), claimed), headers=BINARY)
-            assert answer.status_code == 422, claimed
-            assert "must" in answer.json()["error"]
-        assert server.memory_mb < before + 100
-        assert server.memory_mb < 400
-        again = server.post("/v1/models/blobs:encode", content=scan_file.read_bytes(), headers=BINARY).json()
-        assert again == good
-
-
-def connect(server):
-    host, port = server.url.removeprefix("http://").split(":")
-    made = socket.create_connection((host, int(port)), timeout=WAIT_S)
-    made.settimeout(WAIT_S)
-    return made
-
-
-def test_slow_clients_are_let_go(bundles, scan_file):
-    """Headers that never end, and a body that stops: both connections are closed, and meanwhile others are answered."""
-    with Running([bundles / "blobs-1"], "--patience", "1") as server:
-        silent, headers, body = connect(server), connect(server), connect(server)
-        headers.sendall(b"POST /v1/models/blobs:encode HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-        body.sendall(
-            b"POST /v1/models/blobs:encode HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
-            b"Content-Length: 100000\r\n\r\nabc"
-        )
-        assert server.post("/v1/models/blobs:encode", content=scan_file.read_bytes(), headers=BINARY).status_code == 200
-        answer = body.recv(4096)
-        assert b" 408 " in answer.split(b"\r\n")[0]
-        assert silent.recv(10) == b""
-        for _ in range(40):  # a letter now and then does not help
-            try:
-                headers.sendall(b"a")
-            except OSError:
-                break
-            time.sleep(0.1)
-        else:
-            raise AssertionError("headers may take for ever")
-        for each in (silent, headers, body):
-            each.close()
-        assert server.get("/v2/health/live").status_code == 200
-
-
-def test_who_hangs_up_harms_nobody(bundles, scan_file):
-    with Running([bundles / "blobs-1"]) as server:
-        for _ in range(20):
-            with connect(server) as client:
-                client.sendall(b"POST /v1/models/blobs:encode HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nabc")
-        answer = server.post("/v1/models/blobs:encode", content=scan_file.read_bytes(), headers=BINARY)
-        assert answer.status_code == 200
-        until(lambda: "kerasvae_requests_busy 0.0" in server.get("/metrics").text)
 
 
 def test_keys(bundles, prepared, tmp_path):
@@ -458,72 +295,6 @@ def test_the_description_of_itself(server):
     page = server.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "http" not in page.text.replace("<!doctype html>", "")  # it needs nothing from elsewhere
-
-
-HUGE = {
-    "a shape beyond all memory": {"shape": [10**9, 10**9], "data": []},
-    "a shape beyond all numbers": {"shape": [0, 2**63], "data": []},
-    "a shape of many axes": {"shape": [1] * 65, "data": [1.0]},
-    "a datatype that is a list": {"datatype": ["FP32"]},
-    "one long word among numbers": {"data": ["a" * 10000, *[0.0] * 100000]},
-    "numbers and lists mixed": {"data": [[1.0], 2.0]},
-    "an empty list in an empty list": {"data": [[[]]]},
-}
-
-
-@pytest.mark.parametrize("name", HUGE)
-def test_what_would_take_all_memory_is_refused(server, prepared, name):
-    tensor = {"name": "image", "shape": list(prepared.shape), "datatype": "FP32", "data": [0.0]} | HUGE[name]
-    before = server.memory_mb
-    answer = server.post("/v2/models/blobs/infer", json={"inputs": [tensor]})
-    assert answer.status_code == 400
-    assert list(answer.json()) == ["error"]
-    assert server.memory_mb < before + 50
-
-
-def test_answers_have_a_limit_too(bundles):
-    with Running([bundles / "blobs-1"], "--max-body", "100000") as server:
-        codes = {"name": "z", "shape": [6, 3], "datatype": "FP32", "data": [0.0] * 18}
-        answer = server.post("/v2/models/blobs-decoder/infer", json={"inputs": [codes]})
-        assert answer.status_code == 413
-        assert "fewer at a time" in answer.json()["error"]
-        codes |= {"shape": [5, 3], "data": [0.0] * 15}
-        assert server.post("/v2/models/blobs-decoder/infer", json={"inputs": [codes]}).status_code == 200
-
-
-def header_bomb(extension_size=None, offset=352.0, spacing=2.0, shape=(16, 18, 15)):
-    header = nibabel.Nifti1Header()
-    header.set_data_shape(shape)
-    header.set_data_dtype("<f4")
-    header["magic"], header["vox_offset"] = b"n+1", offset
-    header.set_sform(np.diag([spacing, spacing, spacing, 1.0]), 4)
-    rest = bytes(4) if extension_size is None else b"\1\0\0\0" + np.array([extension_size, 0], "<i4").tobytes()
-    data = np.random.default_rng(0).random(shape).astype("<f4").tobytes()
-    return gzip.compress(header.binaryblock + rest + data + bytes(2**27))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"extension_size": 7}, {"extension_size": 2**27, "offset": float(2**27)}, {"offset": float(2**26)},
-     {"spacing": 0.001}, {"spacing": 1e6}],
-)  # fmt: skip
-def test_headers_that_claim_too_much_are_refused_at_once(server, options):
-    before, begun = server.memory_mb, time.monotonic()
-    answer = server.post("/v1/models/blobs:encode", content=header_bomb(**options), headers=BINARY)
-    assert answer.status_code == 422
-    assert server.memory_mb < before + 60
-    assert time.monotonic() - begun < 20
-
-
-def test_an_answered_connection_does_not_stay_open_for_ever(bundles):
-    with Running([bundles / "blobs-1"], "--patience", "1") as server, connect(server) as client:
-        client.sendall(b"POST /v1/models/nobody:encode HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
-        assert b" 404 " in client.recv(4096)
-        client.sendall(b"x")
-        begun = time.monotonic()
-        while client.recv(4096):
-            pass
-        assert time.monotonic() - begun < 30
 
 
 def test_a_bundle_that_fails_in_an_odd_way_stops_nobody(bundles, prepared, tmp_path):
