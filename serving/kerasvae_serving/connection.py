@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import struct
+import termios
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -103,7 +106,7 @@ class _Patient(HttpToolsProtocol):
 
     def _look_again(self) -> None:
         """A client that reads nothing of its answer is not waited for, one that is slow is."""
-        left = self.transport.get_write_buffer_size()
+        left = self.transport.get_write_buffer_size() + _unsent(self.transport)
         if self._unread is not None and left >= self._unread[1]:
             self.transport.abort()
         else:
@@ -121,3 +124,12 @@ class _Patient(HttpToolsProtocol):
     def _close(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+
+def _unsent(transport: Any) -> int:
+    """Bytes that the system holds and the client has not taken; 0 where it does not say."""
+    try:
+        found = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    except (OSError, AttributeError):
+        return 0
+    return int(struct.unpack("i", found)[0])

@@ -23,10 +23,10 @@ def channel(server):
         yield made
 
 
-def call(channel, method, request, kind="inference.GRPCInferenceService"):
+def call(channel, method, request, kind="inference.GRPCInferenceService", metadata=()):
     asked, answered = service(kind)[method]
     made = channel.unary_unary(f"/{kind}/{method}", asked.SerializeToString, answered.FromString)
-    return made(request, timeout=60)
+    return made(request, timeout=60, metadata=metadata)
 
 
 def refused(channel, method, request, code, *words, kind="inference.GRPCInferenceService"):

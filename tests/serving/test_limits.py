@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
+import resource
+import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import nibabel
 import numpy as np
 import pytest
 
+from tests.serving.conftest import free_port
 from tests.serving.servers import BINARY, WAIT_S, Running, infer, until
 
 
@@ -218,3 +226,93 @@ def test_an_answered_connection_does_not_stay_open_for_ever(bundles):
         while client.recv(4096):
             pass
         assert time.monotonic() - begun < 30
+
+
+def test_answers_that_nobody_reads_are_given_up(bundles):
+    """One client reads nothing of 8 MB and is let go; another reads them slowly and gets them all."""
+    rows = 300
+    codes = {"name": "z", "shape": [rows, 3], "datatype": "FP32", "data": [0.0] * 3 * rows}
+    body = json.dumps({"inputs": [codes]}).encode()
+    request = f"POST /v2/models/blobs-decoder/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with Running([bundles / "blobs-1"], "--patience", "1") as server:
+        idle, slow = narrow(server), narrow(server)
+        for client in (idle, slow):
+            client.sendall(request + body)
+        head, _, start = slow.recv(2**12).partition(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        assert length > 5 * 10**6
+        got, begun = len(start), time.monotonic()
+        while got < length:
+            got += len(block := slow.recv(2**20))
+            assert block, f"{got} of {length}"
+            if time.monotonic() < begun + 4:
+                time.sleep(0.05)
+        assert time.monotonic() - begun >= 4  # four times the patience
+        received_of_idle = 0
+        with idle, contextlib.suppress(ConnectionResetError):
+            while block := idle.recv(2**20):
+                received_of_idle += len(block)
+        assert received_of_idle < length
+        slow.close()
+        assert server.get("/v2/health/ready").status_code == 200
+
+
+def narrow(server):
+    """A connection with room for little that was not read."""
+    host, port = server.url.removeprefix("http://").split(":")
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**12)
+    made.settimeout(WAIT_S)
+    made.connect((host, int(port)))
+    return made
+
+
+def test_a_full_disk_and_an_unread_log_stop_nobody(bundles, scan_file, tmp_path):
+    """No file can grow, the log's device is full, and then a pipe that nobody reads: every answer comes."""
+
+    def no_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    command = [
+        sys.executable,
+        "-m",
+        "kerasvae.cli",
+        "serve",
+        str(bundles / "blobs-1"),
+        "--grpc-port",
+        "-1",
+        "--verbose",
+    ]
+    packed = scan_file.read_bytes()
+    large = nibabel.Nifti1Image(np.zeros((128, 128, 40), np.float32), nibabel.load(scan_file).affine)
+    large.set_sform(large.affine, 4)
+    for stderr in ("/dev/full", "pipe"):
+        port = free_port()
+        log = subprocess.PIPE if stderr == "pipe" else os.open(stderr, os.O_WRONLY)
+        server = subprocess.Popen([*command, "--port", str(port)], stderr=log, preexec_fn=no_files)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S) as client:
+                until(lambda client=client: answers(client))
+                for _ in range(1500 if stderr == "pipe" else 20):  # more lines than a pipe and the queue hold
+                    assert client.get("/v1/models/nobody").status_code == 404
+                assert client.post("/v1/models/blobs:encode", files={"image": packed}).status_code == 200
+                content = large.to_bytes()
+                assert len(content) > 2 * 2**20  # more than a form keeps in memory by itself
+                found = client.post("/v1/models/blobs:encode", files={"image": content})
+                assert found.status_code == 422  # it was read: an empty image is none
+                assert "0 in every voxel" in found.text
+        finally:
+            if stderr != "pipe":
+                os.close(log)
+            server.send_signal(signal.SIGTERM)
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(WAIT_S) == 0
+            if server.stderr is not None:
+                server.stderr.close()
+
+
+def answers(client):
+    try:
+        return client.get("/v2/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False

@@ -174,7 +174,7 @@ def test_what_the_headers_say_must_be_so(server, headers, status):
 
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("nobody:encode", 404), ("blobs:dream", 404), ("blobs", 404), (":encode", 404), ("blobs/versions/9:encode", 404),
+    [("nobody:encode", 404), ("blobs:dream", 404), ("blobs", 405), (":encode", 404), ("blobs/versions/9:encode", 404),
      ("blobs:reconstruct?space=moon", 400)],
 )  # fmt: skip
 def test_paths_that_lead_nowhere(server, scan_file, path, status):
