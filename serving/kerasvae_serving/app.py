@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from importlib.metadata import version as version_of
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.convertors import StringConvertor, register_url_convertor
@@ -27,19 +24,18 @@ from starlette.types import Receive, Scope, Send
 from kerasvae.errors import (
     ArgumentError,
     KerasVAEError,
-    ServingError,
     TooLargeError,
     UnauthorizedError,
 )
 from kerasvae_serving import open_inference as oip
 from kerasvae_serving import tf_rest
+from kerasvae_serving.answers import as_json, refuse
 from kerasvae_serving.batching import Batches
-from kerasvae_serving.body import Bodies, form
-from kerasvae_serving.gate import Examined, examine
+from kerasvae_serving.body import Bodies
 from kerasvae_serving.metrics import CONTENT_TYPE, Metrics
 from kerasvae_serving.openapi import describe, page
 from kerasvae_serving.repository import DECODER, Repository
-from kerasvae_serving.scans import FORM, about, check_type, covariates_of, map_of
+from kerasvae_serving.scans import Scans
 from kerasvae_serving.settings import Keys, Settings
 from kerasvae_serving.signatures import Signature
 from kerasvae_serving.work import Work
@@ -78,17 +74,14 @@ class App:
         self.metrics = Metrics(repository, self.work)
         self._batches = Batches(settings.batch, settings.batch_wait, self.metrics.batch.observe)
         self.draining = False
+        self._bodies = Bodies(settings.max_body, 4 * settings.max_body, settings.patience)
         self._keys = None if settings.keys is None else Keys(settings.keys)
         verbs: dict[str, Callable[[Request, str, str | None], Awaitable[Response]]] = {
-            "encode": self._encode,
-            "score": self._score,
-            "reconstruct": partial(self._map, "reconstruction"),
-            "deviation": partial(self._map, "deviation"),
+            **Scans(repository, settings, self.work, self.metrics, self._bodies).verbs,
             "predict": self._predict,
             "rollback": self._rollback,
             "activate": self._activate,
         }
-        self._bodies = Bodies(settings.max_body, 4 * settings.max_body, settings.patience)
         routes = [
             ("GET", "/v2", "server_metadata", self._server),
             ("GET", "/v2/health/live", "live", self._live),
@@ -162,19 +155,19 @@ class App:
     # The Open Inference Protocol
 
     async def _live(self, request: Request) -> Response:
-        return _json({"live": True})
+        return as_json({"live": True})
 
     async def _ready(self, request: Request) -> Response:
-        return _json({"ready": self.ready}, 200 if self.ready else 503)
+        return as_json({"ready": self.ready}, 200 if self.ready else 503)
 
     async def _server(self, request: Request) -> Response:
-        return _json({"name": SERVER, "version": version_of("kerasvae"), "extensions": list(EXTENSIONS)})
+        return as_json({"name": SERVER, "version": version_of("kerasvae"), "extensions": list(EXTENSIONS)})
 
     async def _index(self, request: Request) -> Response:
         body = await self._bodies.read(request.headers, request.receive)
         asked = oip.json_of(body) if body else {}
         ready = isinstance(asked, dict) and asked.get("ready") is True
-        return _json([vars(each) for each in self.repository.index() if each.state == "READY" or not ready])
+        return as_json([vars(each) for each in self.repository.index() if each.state == "READY" or not ready])
 
     async def _metadata(self, request: Request) -> Response:
         name = request.path_params["model"]
@@ -187,11 +180,11 @@ class App:
             ]
             for part in ("inputs", "outputs")
         }
-        return _json({"name": name, "versions": versions, "platform": PLATFORM} | described)
+        return as_json({"name": name, "versions": versions, "platform": PLATFORM} | described)
 
     async def _model_ready(self, request: Request) -> Response:
         self.repository.resolve(*_place(request))
-        return _json({"ready": not self.draining}, 503 if self.draining else 200)
+        return as_json({"ready": not self.draining}, 503 if self.draining else 200)
 
     async def _infer(self, name: str, version: str | None, headers: Headers, receive: Receive) -> Response:
         found, signature = self.repository.resolve(name, version)
@@ -208,21 +201,25 @@ class App:
             return Response(content, media_type="application/json")
         return Response(content, headers={oip.JSON_LENGTH: str(length)}, media_type="application/octet-stream")
 
-    # Scans as files, and TF Serving's REST
+    # TF Serving's REST, and versions
 
     async def _models(self, request: Request) -> Response:
         about = []
         for entry in self.repository.index():
-            known = entry.state == "READY" and self.repository.get(entry.name, entry.version).engine.covariates
-            about.append(vars(entry) | {"covariates": list(known.names) if known else []})
-        return _json({"models": about})
+            more: dict[str, Any] = {"covariates": []}
+            if entry.state == "READY":
+                engine = self.repository.get(entry.name, entry.version).engine
+                names = list(engine.covariates.names) if engine.covariates else []
+                more = {"covariates": names, "provider": engine.provider}
+            about.append(vars(entry) | more)
+        return as_json({"models": about})
 
     async def _status(self, request: Request) -> Response:
         model, version = _place(request)
-        return _json(tf_rest.status(self.repository, model, version))
+        return as_json(tf_rest.status(self.repository, model, version))
 
     async def _tf(self, request: Request) -> Response:
-        return _json(tf_rest.metadata(self.repository.get(*_place(request))))
+        return as_json(tf_rest.metadata(self.repository.get(*_place(request))))
 
     @staticmethod
     def _verb(handler: Callable[[Request, str, str | None], Awaitable[Response]]) -> Any:
@@ -238,71 +235,17 @@ class App:
 
         return Response(await self.work.run(work), media_type="application/json")
 
-    async def _encode(self, request: Request, name: str, version: str | None) -> Response:
-        found, seen = await self._scan(request, name, version)
-        outputs = {key: value[0] for key, value in seen.codes.items()}
-        return _json(about(found, seen) | {"outputs": outputs})
-
-    async def _score(self, request: Request, name: str, version: str | None) -> Response:
-        found = self.repository.get(name, version)
-        _ = found.engine.reference  # without one there is nothing to answer
-        return _json(about(*await self._scan(request, name, version)))
-
-    async def _map(self, kind: str, request: Request, name: str, version: str | None) -> Response:
-        space = request.query_params.get("space", "native")
-        if space not in ("native", "model"):
-            raise ArgumentError("space", rule="be native or model", got=repr(space)[:60], fix="Leave it out for native")
-        found, seen, content = await self._scan(request, name, version, partial(map_of, kind, space))
-        seen_headers = {
-            "X-Kerasvae-In-Distribution": str(seen.in_distribution).lower(),
-            "X-Kerasvae-Reasons": json.dumps(list(seen.reasons)),
-            "X-Kerasvae-Percentiles": json.dumps(about(found, seen)["percentiles"]),
-            "X-Kerasvae-Model-Version": str(found.number),
-            "Content-Disposition": f'attachment; filename="{kind}.nii.gz"',
-        }
-        return Response(content, headers=seen_headers, media_type="application/gzip")
-
-    async def _scan(self, request: Request, name: str, version: str | None, then: Any = None) -> Any:
-        """Examine the scan of a request; with `then`, also what that makes of it."""
-        found = self.repository.get(name, version)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        fields: Mapping[str, str] = {}
-        check_type(kind)
-        body = await self._bodies.read(request.headers, request.receive)
-        if kind == FORM:
-            body, fields = await form(request, body)
-        given = {**request.query_params, **fields}
-        covariates = covariates_of(found, {name: value for name, value in given.items() if name != "space"})
-
-        def work() -> Any:
-            seen = examine(
-                found.engine,
-                body,
-                covariates,
-                strict=self.settings.strict,
-                max_voxels=self.settings.max_voxels,
-            )
-            return (found, seen) if then is None else (found, seen, then(found, seen, covariates))
-
-        made = await self.work.run(work)
-        seen: Examined = made[1]
-        center = seen.codes[found.engine.manifest.outputs[0].name]
-        self.metrics.scan(
-            found.name, found.number, center, seen.scores, seen.in_distribution, found.engine.manifest.reference
-        )
-        return made
-
     async def _rollback(self, request: Request, name: str, version: str | None) -> Response:
         self._at_home(request)
         if version is not None:
             raise ArgumentError("The path", rule="name no version to roll back", got=version, fix="Leave it out")
-        return _json({"model_name": name, "model_version": str(self.repository.rollback(name).number)})
+        return as_json({"model_name": name, "model_version": str(self.repository.rollback(name).number)})
 
     async def _activate(self, request: Request, name: str, version: str | None) -> Response:
         self._at_home(request)
         if version is None:
             raise ArgumentError("The path", rule="name a version", got="none", fix="POST …/versions/N:activate")
-        return _json({"model_name": name, "model_version": str(self.repository.activate(name, version).number)})
+        return as_json({"model_name": name, "model_version": str(self.repository.activate(name, version).number)})
 
     # The rest
 
@@ -310,7 +253,7 @@ class App:
         return Response(self.metrics.text(), media_type=CONTENT_TYPE)
 
     async def _openapi(self, request: Request) -> Response:
-        return _json(describe(self.repository, self.settings))
+        return as_json(describe(self.repository, self.settings))
 
     async def _docs(self, request: Request) -> Response:
         return HTMLResponse(page())
@@ -352,7 +295,7 @@ class App:
         except Exception as error:
             # the type alone: a message may hold what the client sent
             log.error("failed", extra={"endpoint": name, "error": type(error).__name__})
-            response = _json({"error": "The server failed. Its log says more."}, 500)
+            response = as_json({"error": "The server failed. Its log says more."}, 500)
         quiet = path.startswith((*OPEN, "/metrics"))
         self._count(name, asked, response.status_code, time.perf_counter() - begun, quiet=quiet)
         if self.draining:
@@ -373,27 +316,7 @@ class App:
         headers = getattr(error, "headers", None)
         sentence = {404: "There is nothing at this path. See /docs.", 405: "This path takes another method. See /docs."}
         self._count("none", "", status, 0.0)
-        return _json({"error": sentence.get(status, "The request was refused.")}, status, headers)
-
-
-def refuse(error: KerasVAEError) -> Response:
-    """The answer that an error becomes."""
-    headers = {}
-    status = error.http_status
-    if status in (408, 413):
-        headers["connection"] = "close"  # the rest of the body is not read
-    if status in (429, 503):
-        headers["retry-after"] = "1"
-    if status == 401:
-        headers["www-authenticate"] = "Bearer"
-    if status >= 500 and not isinstance(error, ServingError):
-        log.error("failed", extra={"error": type(error).__name__})
-    return _json({"error": str(error)}, status, headers)
-
-
-def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(data, status, dict(headers or {}), "application/json")
+        return as_json({"error": sentence.get(status, "The request was refused.")}, status, headers)
 
 
 def _key(headers: Headers) -> str | None:

@@ -44,6 +44,8 @@ class Examined:
         codes: The encoder's outputs, (1, …) each.
         scores: Of `Engine.score`, and their percentiles; empty where the bundle has no reference.
         reasons: Why it is out of distribution, a sentence each; empty if it is not.
+        judged: Whether anything was known to judge it by.
+        covariates: As a table of one row; None: the model was given none.
     """
 
     volume: Volume
@@ -51,13 +53,13 @@ class Examined:
     codes: dict[str, NDArray[Any]]
     scores: dict[str, float]
     reasons: tuple[str, ...]
+    judged: bool = True
+    covariates: dict[str, list[Any]] | None = None
 
     @property
     def in_distribution(self) -> bool | None:
         """None: the bundle has neither contract nor reference, so nothing is known."""
         return not self.reasons if self.judged else None
-
-    judged: bool = True
 
 
 def examine(
@@ -107,7 +109,7 @@ def examine(
             raise VolumeError("image", rule="be like the reference people's", got=reasons[0], fix="Look at the scan")
     known = 0 if reference is None else min(len(getattr(reference, name)) for name in JUDGED)
     judged = known >= FEWEST or engine.pipeline.alignment is not None
-    return Examined(volume, image, codes, scores, tuple(reasons), judged)
+    return Examined(volume, image, codes, scores, tuple(reasons), judged, table)
 
 
 def unusual(engine: Engine, scores: Mapping[str, float]) -> list[str]:

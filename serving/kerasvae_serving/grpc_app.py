@@ -159,10 +159,7 @@ class _Answers:
             made = message("inference.ModelInferResponse")(
                 model_name=request.model_name, model_version=str(found.number), id=request.id
             )
-            for name in [entry.name for entry in request.outputs] or list(outputs):
-                if name not in outputs:
-                    rule = f"be among {', '.join(outputs)}"
-                    raise ArgumentError("outputs", rule=rule, got=repr(name)[:60], fix="Correct the name")
+            for name in oip.chosen((entry.name for entry in request.outputs), outputs):
                 value = np.ascontiguousarray(outputs[name])
                 kind = oip.datatype(value.dtype.name)
                 made.outputs.add(name=name, datatype=kind, shape=value.shape)
@@ -182,10 +179,7 @@ class _Answers:
             outputs = self._app.run(signature, given)
             made = message("tensorflow.serving.PredictResponse")()
             self._spec(made.model_spec, found, request.model_spec.signature_name or DEFAULT)
-            for name in list(request.output_filter) or list(outputs):
-                if name not in outputs:
-                    rule = f"be among {', '.join(outputs)}"
-                    raise ArgumentError("output_filter", rule=rule, got=repr(name)[:60], fix="Correct the name")
+            for name in oip.chosen(request.output_filter, outputs, "output_filter"):
                 _to_tensor(made.outputs[name], outputs[name])
             return made
 

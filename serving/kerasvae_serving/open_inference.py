@@ -9,7 +9,7 @@ tensors that have the parameter `binary_data_size`, in their order.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "JSON_LENGTH",
     "InferRequest",
     "check_tensors",
+    "chosen",
     "datatype",
     "from_bytes",
     "json_of",
@@ -139,12 +140,10 @@ def respond(
     Raises:
         ArgumentError: If an output is asked for that the model does not have.
     """
-    wanted = dict.fromkeys(found) if request.outputs is None else request.outputs
+    asked = request.outputs or {}
     outputs, blobs = [], []
-    for name, binary in wanted.items():
-        if name not in found:
-            raise ArgumentError("outputs", rule=f"be among {', '.join(found)}", got=repr(name), fix="Correct the name")
-        value = found[name]
+    for name in chosen(asked, found):
+        value, binary = found[name], asked.get(name)
         entry: dict[str, Any] = {"name": name, "datatype": _NAMES[value.dtype], "shape": list(value.shape)}
         if request.binary if binary is None else binary:
             blobs.append(value.astype(DATATYPES[entry["datatype"]], copy=False).tobytes())
@@ -157,6 +156,21 @@ def respond(
         content["id"] = request.id
     head = orjson.dumps(content | {"outputs": outputs}, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join([head, *blobs]), len(head)) if blobs else (head, None)
+
+
+def chosen(names: Iterable[str], known: Iterable[str], what: str = "outputs") -> list[str]:
+    """Outputs that are wanted: those named, or all.
+
+    Raises:
+        ArgumentError: If the model does not have one of them.
+    """
+    known = list(known)
+    wanted = list(names)
+    for name in wanted:
+        if name not in known:
+            rule = f"be among {', '.join(known)}"
+            raise ArgumentError(what, rule=rule, got=repr(name)[:60], fix="Correct the name")
+    return wanted or known
 
 
 def check_tensors(inputs: Mapping[str, NDArray[Any]], known: Sequence[Tensor]) -> None:

@@ -1,23 +1,110 @@
-"""What is said of a scan that came as a file: which bodies are one, its covariates, answers, and maps."""
+"""Scans that come as files: which bodies are one, its covariates, what is answered, and maps."""
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Mapping
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
 
 from kerasvae.errors import ArgumentError, MediaTypeError
 from kerasvae.preprocess.nifti import image_of, sform_code_of
-from kerasvae_serving.gate import Examined
-from kerasvae_serving.repository import Version
+from kerasvae_serving.answers import as_json
+from kerasvae_serving.body import Bodies, form
+from kerasvae_serving.gate import Examined, examine
+from kerasvae_serving.metrics import Metrics
+from kerasvae_serving.repository import Repository, Version
+from kerasvae_serving.settings import Settings
+from kerasvae_serving.work import Work
 
-__all__ = ["FORM", "about", "check_type", "covariates_of", "map_of"]
+__all__ = ["Scans"]
 
 FORM = "multipart/form-data"
 TYPES = ("", FORM, "application/octet-stream", "application/gzip", "application/x-gzip", "application/x-nifti")
 
 
-def check_type(kind: str) -> None:
+class Scans:
+    """The verbs of a model that take a scan.
+
+    Args:
+        repository: Models.
+        settings: Whether to be strict, and the largest scan.
+        work: Where scans are worked on.
+        metrics: Told of every scan.
+        bodies: Reads them.
+    """
+
+    def __init__(
+        self, repository: Repository, settings: Settings, work: Work, metrics: Metrics, bodies: Bodies
+    ) -> None:
+        self._repository, self._settings, self._work = repository, settings, work
+        self._metrics, self._bodies = metrics, bodies
+        self.verbs: dict[str, Callable[[Request, str, str | None], Awaitable[Response]]] = {
+            "encode": self._encode,
+            "score": self._score,
+            "reconstruct": partial(self._map, "reconstruction"),
+            "deviation": partial(self._map, "deviation"),
+        }
+
+    async def _encode(self, request: Request, name: str, version: str | None) -> Response:
+        found, seen, _ = await self._scan(request, name, version)
+        outputs = {key: value[0] for key, value in seen.codes.items()}
+        return as_json(_about(found, seen) | {"outputs": outputs})
+
+    async def _score(self, request: Request, name: str, version: str | None) -> Response:
+        _ = self._repository.get(name, version).engine.reference  # without one there is nothing to answer
+        found, seen, _ = await self._scan(request, name, version)
+        return as_json(_about(found, seen))
+
+    async def _map(self, kind: str, request: Request, name: str, version: str | None) -> Response:
+        space = request.query_params.get("space", "native")
+        if space not in ("native", "model"):
+            raise ArgumentError("space", rule="be native or model", got=repr(space)[:60], fix="Leave it out for native")
+        found, seen, content = await self._scan(request, name, version, partial(_map_of, kind, space))
+        headers = {
+            "X-Kerasvae-In-Distribution": str(seen.in_distribution).lower(),
+            "X-Kerasvae-Reasons": json.dumps(list(seen.reasons)),
+            "X-Kerasvae-Percentiles": json.dumps(_about(found, seen)["percentiles"]),
+            "X-Kerasvae-Model-Version": str(found.number),
+            "Content-Disposition": f'attachment; filename="{kind}.nii.gz"',
+        }
+        return Response(content, headers=headers, media_type="application/gzip")
+
+    async def _scan(
+        self,
+        request: Request,
+        name: str,
+        version: str | None,
+        then: Callable[[Version, Examined], bytes] = lambda found, seen: b"",
+    ) -> tuple[Version, Examined, bytes]:
+        """Examine the scan of a request, and what is then made of it."""
+        found = self._repository.get(name, version)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        fields: Mapping[str, str] = {}
+        _check_type(kind)
+        body = await self._bodies.read(request.headers, request.receive)
+        if kind == FORM:
+            body, fields = await form(request, body)
+        given = {**request.query_params, **fields}
+        covariates = _covariates_of(found, {name: value for name, value in given.items() if name != "space"})
+
+        def work() -> tuple[Examined, bytes]:
+            strict, most = self._settings.strict, self._settings.max_voxels
+            seen = examine(found.engine, body, covariates, strict=strict, max_voxels=most)
+            return seen, then(found, seen)
+
+        seen, made = await self._work.run(work)
+        manifest = found.engine.manifest
+        center = seen.codes[manifest.outputs[0].name]
+        self._metrics.scan(found.name, found.number, center, seen.scores, seen.in_distribution, manifest.reference)
+        return found, seen, made
+
+
+def _check_type(kind: str) -> None:
     """Refuse a body whose media type says that it is no file.
 
     Raises:
@@ -28,7 +115,7 @@ def check_type(kind: str) -> None:
         raise MediaTypeError("Content-Type", rule=rule, got=repr(kind)[:60], fix="Send the file's bytes")
 
 
-def covariates_of(found: Version, given: Mapping[str, str]) -> Mapping[str, str] | None:
+def _covariates_of(found: Version, given: Mapping[str, str]) -> Mapping[str, str] | None:
     """The covariates among a request's parameters and fields; None if the model takes none.
 
     Raises:
@@ -45,7 +132,7 @@ def covariates_of(found: Version, given: Mapping[str, str]) -> Mapping[str, str]
     return given if known is not None and given else None
 
 
-def about(found: Version, seen: Examined) -> dict[str, Any]:
+def _about(found: Version, seen: Examined) -> dict[str, Any]:
     """What every answer about a scan says."""
     places = {name: value for name, value in seen.scores.items() if name.endswith("_percentile")}
     return {
@@ -58,12 +145,11 @@ def about(found: Version, seen: Examined) -> dict[str, Any]:
     }
 
 
-def map_of(kind: str, space: str, found: Version, seen: Examined, covariates: Mapping[str, str] | None) -> bytes:
+def _map_of(kind: str, space: str, found: Version, seen: Examined) -> bytes:
     """A map as the bytes of a .nii.gz file."""
     engine = found.engine
-    table = None if covariates is None else {name: [value] for name, value in covariates.items()}
     made = engine.deviation_map if kind == "deviation" else engine.reconstruct
-    values = made(seen.image, table)[0]
+    values = made(seen.image, seen.covariates)[0]
     if space == "native":
         image = engine.pipeline.invert(values, seen.volume, intensity=kind == "reconstruction")
     else:
