@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from kerasvae_serving import Engine
+from kerasvae_serving import Engine, deploy
 from tests.conftest import blob, blob_affine, write_image
 from tests.serving.servers import WAIT_S, Running
 
@@ -78,6 +78,18 @@ def prepared(engine) -> np.ndarray:
     """Preprocessed images of other people."""
     first = LEARNERS + REFERENCE
     return np.stack([engine.pipeline.apply(scan(person)) for person in range(first, first + OTHERS)])
+
+
+@pytest.fixture(scope="session")
+def tf_serving(bundles, tmp_path_factory):
+    """What stands for TF Serving, with both models as `deploy` lays them out; see `saved_model_server`."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("blobs-1", "aged-1"):
+        deploy(bundles / name, folder, base_path=str(folder))
+    script = Path(__file__).parent / "saved_model_server.py"
+    with Running.of([sys.executable, str(script), str(folder / "models.config")]) as running:
+        yield running
+        assert running.stop() == 0
 
 
 @pytest.fixture
