@@ -6,6 +6,7 @@ Serving's main does; TensorFlow's Python is never run, only its compiled message
 (`float_val`) and the policy that the latest version alone is served are as in TF Serving's sources. It does not watch
 folders, does not batch, and knows no labels of versions. Argument: the `models.config` to serve.
 """
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ def module_of(name: str, path: Path | None = None) -> ModuleType:
     return importlib.util.module_from_spec(spec)
 
 
-sys.modules["tensorflow"] = module_of("tensorflow")  # a folder to find messages in; its __init__ does not run
+if (
+    __name__ == "__main__"
+):  # a folder to find messages in, whose __init__ does not run; not where doctests are collected
+    sys.modules["tensorflow"] = module_of("tensorflow")
 
 from google.protobuf import text_format
 from tensorflow.core.protobuf import saved_model_pb2
