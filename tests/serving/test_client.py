@@ -99,7 +99,7 @@ def test_tf_servings_interface(server, engine, prepared):
 
 @pytest.mark.heavy
 def test_triton(triton, engine, prepared):
-    with Client(triton, "blobs", server="triton") as client:
+    with Client(triton.url, "blobs", server="triton") as client:
         assert client.ready()
         for name, value in client.infer(image=prepared).items():
             np.testing.assert_allclose(value, engine.encode(prepared)[name], atol=1e-5)
