@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 
 from kerasvae.errors import ArgumentError, ServingError
 
-__all__ = ["SERVERS", "Arrays", "Calls", "Covariates", "Encoded", "Part", "Scan", "Server", "refuse", "understood"]
+__all__ = [
+    "SERVERS", "Arrays", "Calls", "Covariates", "Encoded", "Part", "Scan", "Server", "content_of", "nifti_for",
+    "numbers_of", "plain", "refuse", "understood",
+]  # fmt: skip
 
 Arrays = dict[str, NDArray[Any]]
 Covariates = Mapping[str, Any]
@@ -122,3 +126,14 @@ def understood(read: Callable[[Any], Any], answer: Any) -> Any:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         rule, fix = "be one that this kind of server gives", "Check url and server"
         raise ServingError("The answer", rule=rule, got=f"another: {error}"[:200], fix=fix) from error
+
+
+def plain(words: str) -> str:
+    r"""A server's words for people: without what TensorFlow puts around them, its operation and place in the graph.
+
+    >>> plain("assertion failed: [The file must be a NIfTI file.]\n\t [[{{node map/while/Assert}}]]")
+    'The file must be a NIfTI file.'
+    """
+    first = words.split("\n\t [[")[0]
+    inner = re.fullmatch(r"assertion failed: \[(.*)\]", first, re.DOTALL)
+    return inner.group(1) if inner else first

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import grpc
 
 from kerasvae.errors import AnswerError, ArgumentError
-from kerasvae_serving.client.calls import understood
+from kerasvae_serving.client.calls import plain, understood
 from kerasvae_serving.client.grpc_calls import GrpcCall
 from kerasvae_serving.client.transports import AttemptError, Verify, unreachable
 from kerasvae_serving.messages import service
@@ -80,7 +80,7 @@ class GrpcTransport:
         self._channel.close()
 
     def _error(self, error: Any) -> Exception:
-        code, words = error.code(), error.details() or error.code().name
+        code, words = error.code(), plain(error.details() or error.code().name)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED and words == "Deadline Exceeded":  # said on this side
             return TimeoutError(words)
         if code is grpc.StatusCode.UNAVAILABLE:

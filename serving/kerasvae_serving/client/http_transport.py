@@ -8,7 +8,7 @@ import ssl
 import httpx
 
 from kerasvae.errors import AnswerError, ArgumentError
-from kerasvae_serving.client.calls import understood
+from kerasvae_serving.client.calls import plain, understood
 from kerasvae_serving.client.http_calls import HttpCall
 from kerasvae_serving.client.transports import AttemptError, Verify, unreachable
 
@@ -62,7 +62,7 @@ class HttpTransport:
 
 def _error(answer: httpx.Response) -> AnswerError:
     try:
-        sentence = str(answer.json()["error"])
+        sentence = plain(str(answer.json()["error"]))
     except (ValueError, KeyError, TypeError):
         sentence = f"The server answered {answer.status_code}."
     return AnswerError(answer.status_code, sentence)
