@@ -23,10 +23,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SavedModel", "Signature", "answers"]
+__all__ = ["GraphError", "SavedModel", "Signature", "answers"]
 
 FLOAT, INT32, STRING, INT64 = 1, 3, 7, 9
 DTYPES = {FLOAT: np.float32, INT32: np.int32, INT64: np.int64}
+
+
+class GraphError(RuntimeError):
+    """What TensorFlow refused.
+
+    Args:
+        code: TensorFlow's, whose numbers are gRPC's.
+        message: TensorFlow's.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Signature(NamedTuple):
@@ -74,7 +87,7 @@ class SavedModel:
             given: Arrays by the names of its inputs; for a string input a list of bytes.
 
         Raises:
-            RuntimeError: With TensorFlow's message.
+            GraphError: With TensorFlow's code and message.
         """
         signature = self.signatures[name]
         feeds = [self._tensor(given[key], kind) for key, (_, kind) in signature.inputs.items()]
@@ -93,8 +106,8 @@ class SavedModel:
         return found
 
     def _check(self) -> None:
-        if self._core.TF_GetCode(self._status) != 0:
-            raise RuntimeError(self._core.TF_Message(self._status).decode(errors="replace"))
+        if code := self._core.TF_GetCode(self._status):
+            raise GraphError(code, self._core.TF_Message(self._status).decode(errors="replace"))
 
     def _place(self, tensor: str) -> _Output:
         name, _, index = tensor.partition(":")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version as version_of
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from kerasvae.bundle import Tensor
 from kerasvae.errors import ArgumentError, KerasVAEError
 from kerasvae_serving import open_inference as oip
+from kerasvae_serving import tf_tensors
 from kerasvae_serving.app import EXTENSIONS, PLATFORM, SERVER, App
 from kerasvae_serving.messages import message, service
 from kerasvae_serving.repository import DECODER
@@ -39,17 +39,13 @@ STATUS = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """What an error's HTTP status is in gRPC."""
+PUSHBACK = {413: "-1", 429: "1000", 503: "1000"}
+"""By HTTP status, after how many milliseconds to ask again (gRPC's proposal A6): below 0 never."""
 _CONTENTS = {
     "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
     "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
     "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents",
 }  # fmt: skip
-TF_DTYPES = {1: "float32", 2: "float64", 3: "int32", 9: "int64"}
-"""TensorFlow's numbers of types."""
-_TF_VALUES = {"float32": "float_val", "float64": "double_val", "int32": "int_val", "int64": "int64_val"}
-_TF_NUMBERS = {name: number for number, name in TF_DTYPES.items()}
-MOST = 2**26
-"""Numbers of a tensor that is sent as one."""
 _FREE = ("ServerLive", "ServerReady", "ModelReady")
 """What needs no key."""
 
@@ -94,13 +90,14 @@ class _Answers:
 
         async def answer(request: Any, context: grpc.aio.ServicerContext) -> Any:
             begun = time.perf_counter()
-            code, words, made = grpc.StatusCode.OK, "", None
+            code, words, made, status = grpc.StatusCode.OK, "", None, 200
             try:
                 if name not in _FREE:
                     self._app.admit(_key(context))
                 made = await method(request, context)
             except KerasVAEError as error:
-                code, words = STATUS.get(error.http_status, grpc.StatusCode.INTERNAL), str(error)
+                status = error.http_status
+                code, words = STATUS.get(status, grpc.StatusCode.INTERNAL), str(error)
             except Exception as error:
                 log.error("failed", extra={"endpoint": name, "error": type(error).__name__})
                 code, words = grpc.StatusCode.INTERNAL, "The server failed. Its log says more."
@@ -113,7 +110,8 @@ class _Answers:
                 about = {"endpoint": name, "model": model, "status": code.name, "ms": round(1000 * seconds, 3)}
                 log.log(level, "answered", extra=about)
             if made is None:
-                await context.abort(code, words)
+                pushback = (("grpc-retry-pushback-ms", PUSHBACK[status]),) if status in PUSHBACK else ()
+                await context.abort(code, words, pushback)
             return made
 
         return answer
@@ -174,13 +172,13 @@ class _Answers:
         signature = signature_of(request.model_spec.signature_name, known)
 
         def work() -> Any:
-            given = {name: _from_tensor(name, value) for name, value in request.inputs.items()}
+            given = {name: tf_tensors.read(name, value) for name, value in request.inputs.items()}
             oip.check_tensors(given, signature.inputs)
             outputs = self._app.run(signature, given)
             made = message("tensorflow.serving.PredictResponse")()
             self._spec(made.model_spec, found, request.model_spec.signature_name or DEFAULT)
             for name in oip.chosen(request.output_filter, outputs, "output_filter"):
-                _to_tensor(made.outputs[name], outputs[name])
+                tf_tensors.fill(made.outputs[name], outputs[name])
             return made
 
         return await self._app.work.run(work, deadline=context.time_remaining())
@@ -256,36 +254,11 @@ def _inputs(request: Any) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _from_tensor(name: str, tensor: Any) -> NDArray[Any]:
-    """An array from a TensorProto: raw bytes, or a list of numbers, of which a single one stands for all."""
-    dtype = TF_DTYPES.get(tensor.dtype)
-    if dtype is None or tensor.tensor_shape.unknown_rank:
-        rule = "be a float, double, int32 or int64 tensor of a known shape"
-        raise ArgumentError(name, rule=rule, got=f"dtype {tensor.dtype}", fix="Convert it")
-    shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
-    if min(shape, default=0) < 0:
-        raise ArgumentError(name, rule="have a shape of whole numbers", got=list(shape), fix="Correct it")
-    kind = oip.datatype(dtype)
-    if tensor.tensor_content:
-        return oip.from_bytes(name, memoryview(tensor.tensor_content), shape, kind)
-    values = np.array(getattr(tensor, _TF_VALUES[dtype]))
-    if len(values) == 1 and 1 < math.prod(shape) <= MOST:  # a single one stands for all
-        values = np.full(math.prod(shape), values[0])
-    return oip.tensor_of(name, values, shape, kind)
-
-
-def _to_tensor(made: Any, value: NDArray[Any]) -> None:
-    made.dtype = _TF_NUMBERS[value.dtype.name]
-    for size in value.shape:
-        made.tensor_shape.dim.add(size=size)
-    made.tensor_content = np.ascontiguousarray(value).tobytes()
-
-
 def _describe(made: Any, signature: Signature) -> None:
     def tensors(entries: Mapping[str, Any], known: tuple[Tensor, ...]) -> None:
         for tensor in known:
             entry = entries[tensor.name]
-            entry.name, entry.dtype = tensor.name, _TF_NUMBERS[tensor.dtype]
+            entry.name, entry.dtype = tensor.name, tf_tensors.NUMBERS[tensor.dtype]
             for size in (-1, *tensor.shape):
                 entry.tensor_shape.dim.add(size=size)
 

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import numpy as np
 import pytest
 
-from kerasvae_serving import Engine
+from kerasvae_serving import Engine, deploy
 from tests.conftest import blob, blob_affine, write_image
 from tests.serving.servers import WAIT_S, Running
 
@@ -80,15 +81,34 @@ def prepared(engine) -> np.ndarray:
     return np.stack([engine.pipeline.apply(scan(person)) for person in range(first, first + OTHERS)])
 
 
+@pytest.fixture(scope="session")
+def tf_serving(bundles, tmp_path_factory):
+    """What stands for TF Serving, with both models as `deploy` lays them out; see `saved_model_server`."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("blobs-1", "aged-1"):
+        deploy(bundles / name, folder, base_path=str(folder))
+    script = Path(__file__).parent / "saved_model_server.py"
+    with Running.of([sys.executable, str(script), str(folder / "models.config")]) as running:
+        yield running
+        assert running.stop() == 0
+
+
 @pytest.fixture
 def scan_file(tmp_path) -> Path:
     """A scan of somebody new."""
     return write_image(tmp_path / "scan.nii.gz", blob(LEARNERS + REFERENCE), blob_affine())
 
 
+class Triton(NamedTuple):
+    """Where a Triton answers."""
+
+    url: str
+    grpc: str
+
+
 @pytest.fixture(scope="session")
 def triton(bundles, tmp_path_factory):
-    """The address of a real Triton with the same encoder, in an environment of its own.
+    """A real Triton with the same model as `deploy` lays it out, in an environment of its own; see `oracle`.
 
     KERASVAE_TRITON names the Python of one that is there already.
     """
@@ -98,24 +118,27 @@ def triton(bundles, tmp_path_factory):
         python = str(folder / "venv" / "bin" / "python")
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *TRITON], check=True)
+    deploy(bundles / "blobs-1", folder / "models", server="triton", most=64)
     http_port, grpc_port = free_port(), free_port()
-    graph = bundles / "blobs-1" / "encoder.onnx"
-    call = [python, Path(__file__).parent / "oracle.py", graph, "blobs", folder / "work", http_port, grpc_port]
+    call = [python, Path(__file__).parent / "oracle.py", folder / "models", folder / "work", http_port, grpc_port]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen([str(each) for each in call], stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{http_port}"
+    found = Triton(f"http://127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}")
     try:
         end = time.monotonic() + WAIT_S
         while True:
             assert process.poll() is None, (folder / "log").read_text()[-2000:]
             assert time.monotonic() < end, (folder / "log").read_text()[-2000:]
             try:
-                if httpx.get(f"{url}/v2/models/blobs/ready").status_code == 200:
+                if all(
+                    httpx.get(f"{found.url}/v2/models/{name}/ready").status_code == 200
+                    for name in ("blobs", "blobs-decoder")
+                ):
                     break
             except httpx.TransportError:
                 pass
             time.sleep(0.1)
-        yield url
+        yield found
     finally:
         process.terminate()
         process.wait(WAIT_S)

@@ -1,8 +1,10 @@
-"""A real Triton Inference Server with one ONNX graph behind its Python backend, for the protocol's tests.
+"""A real Triton Inference Server with what `kerasvae deploy --server triton` lays out, for tests.
 
 Run by the Python of an environment of its own, which has `nvidia-pytriton`, `numpy<2` and `onnxruntime`; that release
 is old and is for loopback alone. Of pytriton the server alone is used: its own Python side asks for another standard
-library than the one that its backend brings. Arguments: graph, model's name, folder to work in, HTTP port, gRPC port.
+library than the one that its backend brings. That Triton has no backend but Python: in each `config.pbtxt` the name of
+the backend is changed, and nothing else, and a few lines of Python run the graph that lies there. Arguments: the
+repository, folder to work in, HTTP port, gRPC port.
 """
 
 import importlib.util
@@ -15,13 +17,15 @@ from pathlib import Path
 MODEL = """
 import sys
 sys.path.insert(0, {packages!r})
+from pathlib import Path
 import onnxruntime
 import triton_python_backend_utils as pb
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.session = onnxruntime.InferenceSession({graph!r}, providers=["CPUExecutionProvider"])
+        graph = Path(args["model_repository"], args["model_version"], "model.onnx")
+        self.session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
 
@@ -38,27 +42,15 @@ class TritonPythonModel:
 """
 
 
-def main(graph: str, name: str, folder: str, http_port: str, grpc_port: str) -> None:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    place = Path(folder) / "models" / name
-    (place / "1").mkdir(parents=True)
+def main(repository: str, folder: str, http_port: str, grpc_port: str) -> None:
     packages = sysconfig.get_paths()["purelib"]
-    (place / "1" / "model.py").write_text(MODEL.format(packages=packages, graph=graph))
-
-    def tensors(kind, values):
-        rows = ",\n".join(
-            f'{{ name: "{v.name}", data_type: TYPE_FP32, dims: [ {", ".join(map(str, v.shape[1:]))} ] }}'
-            for v in values
-        )
-        return f"{kind} [\n{rows}\n]\n"
-
-    (place / "config.pbtxt").write_text(
-        f'name: "{name}"\nbackend: "python"\nmax_batch_size: 64\n'
-        + tensors("input", session.get_inputs())
-        + tensors("output", session.get_outputs())
-    )
+    configurations = sorted(Path(repository).glob("*/config.pbtxt"))
+    for path in configurations:
+        text = path.read_text()
+        assert text.count('backend: "onnxruntime"') == 1, text
+        path.write_text(text.replace('backend: "onnxruntime"', 'backend: "python"'))
+        for graph in path.parent.glob("*/model.onnx"):
+            (graph.parent / "model.py").write_text(MODEL.format(packages=packages))
     home = Path(importlib.util.find_spec("pytriton").submodule_search_locations[0]) / "tritonserver"
     backends = Path(folder) / "backends"
     shutil.copytree(home / "backends", backends)
@@ -69,10 +61,11 @@ def main(graph: str, name: str, folder: str, http_port: str, grpc_port: str) -> 
         "LD_LIBRARY_PATH": ":".join(map(str, libraries)), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }  # fmt: skip
     call = [
-        str(home / "bin" / "tritonserver"), f"--model-repository={Path(folder) / 'models'}",
+        str(home / "bin" / "tritonserver"), f"--model-repository={repository}",
         f"--backend-directory={backends}", "--http-address=127.0.0.1", f"--http-port={http_port}",
         "--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}", "--allow-metrics=false",
-        "--model-control-mode=explicit", f"--load-model={name}", "--log-verbose=0",
+        "--model-control-mode=explicit", "--log-verbose=0",
+        *(f"--load-model={path.parent.name}" for path in configurations),
     ]  # fmt: skip
     os.execve(call[0], call, environment)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 
@@ -24,13 +28,13 @@ class Scripted:
 
     def __init__(self, *statuses, body=b'{"error": "Busy."}', wait=0.0):
         script, outer = iter(statuses), self
-        self.asked, self.headers = 0, []
+        self.asked, self.headers, self.bodies = 0, [], []
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self):
                 outer.asked += 1
                 outer.headers.append(dict(self.headers))
-                self.rfile.read(int(self.headers.get("content-length", 0)))
+                outer.bodies.append(self.rfile.read(int(self.headers.get("content-length", 0))))
                 status = next(script)
                 threading.Event().wait(wait)
                 if status is None:
@@ -89,20 +93,89 @@ def test_a_client_gets_what_the_engine_gives(server, engine, scan_file, prepared
             client.encode("absent.nii.gz")
 
 
-def test_tf_servings_interface(server, engine, prepared):
-    with Client(server.url, "blobs", server="tf-serving") as client:
-        assert client.ready()
-        for name, value in client.infer(image=prepared[:2]).items():
-            np.testing.assert_allclose(value, engine.encode(prepared[:2])[name], atol=1e-5)
-        np.testing.assert_allclose(client.decode(z=np.ones((2, 3))), engine.decode(np.ones((2, 3))), atol=1e-5)
+def ask(kind, url, method, *arguments, model="blobs", given=None, **options):
+    """One call of a client, of either kind."""
+    if kind is Client:
+        with Client(url, model, **options) as client:
+            return getattr(client, method)(*arguments, **(given or {}))
+
+    async def wait():
+        async with AsyncClient(url, model, **options) as client:
+            return await getattr(client, method)(*arguments, **(given or {}))
+
+    return asyncio.run(wait())
 
 
-@pytest.mark.heavy
-def test_triton(triton, engine, prepared):
-    with Client(triton, "blobs", server="triton") as client:
-        assert client.ready()
-        for name, value in client.infer(image=prepared).items():
-            np.testing.assert_allclose(value, engine.encode(prepared)[name], atol=1e-5)
+LINES = {
+    "kerasvae over HTTP": ("server", "url", "kerasvae"),
+    "kerasvae over gRPC": ("server", "grpc", "kerasvae"),
+    "kerasvae by TF Serving's REST": ("server", "url", "tf-serving"),
+    "kerasvae by TF Serving's gRPC": ("server", "grpc", "tf-serving"),
+    "TF Serving over gRPC": ("tf_serving", "grpc", "tf-serving"),
+    "Triton over HTTP": ("triton", "url", "triton"),
+    "Triton over gRPC": ("triton", "grpc", "triton"),
+}
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "line", [pytest.param(name, marks=pytest.mark.heavy if "Triton" in name else ()) for name in LINES]
+)
+def test_every_way_gives_what_the_engine_gives(request, engine, prepared, line, kind):
+    fixture, place, server = LINES[line]
+    url = getattr(request.getfixturevalue(fixture), place)
+    url = url if place == "url" else f"grpc://{url}"
+    for version in (None, 1):
+        assert ask(kind, url, "ready", server=server, version=version) is True
+        found = ask(kind, url, "infer", given={"image": prepared}, server=server, version=version)
+        assert found.keys() == {"mean", "stddev"}
+        for name, value in engine.encode(prepared).items():
+            np.testing.assert_allclose(found[name], value, atol=1e-5)
+            assert found[name].dtype == value.dtype
+        z = np.linspace(-1, 1, 6, dtype="f4").reshape(2, 3)
+        np.testing.assert_allclose(
+            ask(kind, url, "decode", given={"z": z}, server=server, version=version), engine.decode(z), atol=1e-5
+        )
+    for given in ({"image": prepared[:, :4]}, {"picture": prepared}):
+        with pytest.raises(AnswerError) as caught:
+            ask(kind, url, "infer", given=given, server=server)
+        assert caught.value.http_status == 400
+    with pytest.raises(AnswerError) as caught:
+        ask(kind, url, "infer", given={"image": prepared}, model="nobody", server=server)
+    assert caught.value.http_status in ((400, 404) if server == "triton" else (404,))
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_covariates_go_as_an_array(server, tf_serving, bundles, prepared, kind):
+    given = {"image": prepared[:2], "covariates": np.array([[63, 0], [41, 1]], "f4")}
+    expected = Engine(bundles / "aged-1").encode(*given.values())
+    for url, of in (
+        (server.url, "kerasvae"),
+        (f"grpc://{server.grpc}", "kerasvae"),
+        (f"grpc://{tf_serving.grpc}", "tf-serving"),
+    ):
+        for name, value in ask(kind, url, "infer", given=given, model="aged", server=of).items():
+            np.testing.assert_allclose(value, expected[name], atol=1e-5)
+
+
+def test_tf_servings_rest_takes_a_scan_as_base64(scan_file):
+    """As its documentation says, and an output that is alone comes without its name."""
+    answers = {
+        b'{"predictions": [{"mean": [1.0, 2.0], "codes": [3, 4]}]}': {"mean": [1, 2], "codes": [3, 4]},
+        b'{"predictions": [[1.0, 2.0]]}': {"mean": [1, 2]},
+    }
+    for body, outputs in answers.items():
+        with Scripted(200, body=body) as serving:
+            found = ask(Client, serving.url, "encode", scan_file, server="tf-serving").outputs
+        asked = json.loads(serving.bodies[0])
+        assert asked["signature_name"] == "encode_nifti"
+        ((name, content),) = asked["instances"][0].items()
+        assert name == "nifti"
+        assert base64.b64decode(content["b64"]) == scan_file.read_bytes()
+        assert {name: value.tolist() for name, value in found.items()} == outputs
+        assert {name: value.dtype.kind for name, value in found.items()} == {
+            name: "i" if name == "codes" else "f" for name in outputs
+        }
 
 
 def test_many_at_once(server, engine, scan_file, prepared):
@@ -123,52 +196,133 @@ def test_many_at_once(server, engine, scan_file, prepared):
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_a_busy_server_is_asked_again(kind):
-    def ask(url, **options):
-        if kind is Client:
-            with Client(url, "m", **options) as client:
-                return client.encode(b"scan")
-
-        async def wait():
-            async with AsyncClient(url, "m", **options) as client:
-                return await client.encode(b"scan")
-
-        return asyncio.run(wait())
+    def encode(url, **options):
+        return ask(kind, url, "encode", b"scan", **options)
 
     with Scripted(503, 429, 200, body=ANSWER) as busy:
-        np.testing.assert_array_equal(ask(busy.url, key="secret").outputs["mean"], [1, 2])
+        np.testing.assert_array_equal(encode(busy.url, key="secret").outputs["mean"], [1, 2])
         assert busy.asked == 3
         assert {headers["Authorization"] for headers in busy.headers} == {"Bearer secret"}
     with Scripted(None, 200, body=ANSWER) as broken:  # it may have been taken up: it is not sent twice
         with pytest.raises(ServingError, match="A server must answer"):
-            ask(broken.url)
+            encode(broken.url)
         assert broken.asked == 1
     with Scripted(*[503] * 50) as busy:
         with pytest.raises(AnswerError, match="Busy") as caught:
-            ask(busy.url, deadline=1.0)
+            encode(busy.url, deadline=1.0)
         assert caught.value.http_status == 503
         assert 2 <= busy.asked <= 5
     for status in (400, 500, 504):  # asking again would not help, or would make it worse
         with Scripted(status, 200) as wrong:
             with pytest.raises(AnswerError):
-                ask(wrong.url)
+                encode(wrong.url)
             assert wrong.asked == 1
     with Scripted(200, body=ANSWER, wait=3.0) as slow:
         with pytest.raises(DeadlineError, match=r"within 0\.5 s"):
-            ask(slow.url, deadline=0.5)
+            encode(slow.url, deadline=0.5)
         assert slow.asked == 1
     with pytest.raises(ServingError, match=r"answer at http://127\.0\.0\.1:9"):
-        ask("http://127.0.0.1:9", deadline=0.3)
+        encode("http://127.0.0.1:9", deadline=0.3)
 
 
-def test_nobody_is_not_ready():
-    with Client("http://127.0.0.1:9", "m") as client:
-        assert not client.ready()
+class Dripping:
+    """A server whose answer comes a byte at a time, each well within any deadline, and never ends by itself."""
+
+    def __init__(self, bytes_=2000, wait=0.05):
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url, self.given, self._bytes, self._wait = (
+            f"http://127.0.0.1:{self._socket.getsockname()[1]}",
+            0,
+            bytes_,
+            wait,
+        )
+        self._thread = threading.Thread(target=self._drip)
+
+    def _drip(self):
+        connection, _ = self._socket.accept()
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % self._bytes)
+        with connection, suppress(OSError):
+            while self.given < self._bytes:
+                connection.sendall(b" ")
+                self.given += 1
+                threading.Event().wait(self._wait)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._thread.join()
+        self._socket.close()
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_the_deadline_is_that_of_the_whole_call(kind):
+    with Dripping() as server, pytest.raises(DeadlineError, match=r"within 0\.5 s"):
+        ask(kind, server.url, "encode", b"scan", deadline=0.5)
+    assert 0 < server.given < 2000  # it was not waited for until the end
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_nobody_is_not_ready(kind, scheme):
+    for server in ("kerasvae", "triton", "tf-serving"):
+        assert ask(kind, f"{scheme}://127.0.0.1:9", "ready", server=server) is False
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"outputs": {}}'])
+def test_an_answer_of_another_kind_is_named(body):
+    for server in ("kerasvae", "tf-serving"):
+        with Scripted(200, body=body) as other, pytest.raises(ServingError, match="that this kind of server gives"):
+            ask(Client, other.url, "encode", b"scan", server=server)
+
+
+FORKED = """
+import multiprocessing, sys
+from kerasvae_serving import Client
+
+def asked(found):
+    found.put([client.encode(sys.argv[2]).outputs["mean"].tolist() for _ in range(2)])
+
+client = Client(sys.argv[1], "blobs", deadline=60)
+here = client.encode(sys.argv[2]).outputs["mean"].tolist()
+context = multiprocessing.get_context("fork")
+found = context.Queue()
+child = context.Process(target=asked, args=(found,))
+child.start()
+assert found.get(timeout=60) == [here, here]
+child.join(60)
+assert client.encode(sys.argv[2]).outputs["mean"].tolist() == here
+client.close()
+"""
+
+
+def test_a_client_can_be_forked(server, scan_file):
+    """As a pool of processes does; the thread that waits for answers does not go along."""
+    call = [sys.executable, "-c", FORKED, server.url, str(scan_file)]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_threads_share_a_client(server, engine, prepared):
+    expected = engine.encode(prepared)["mean"]
+    for url in (server.url, f"grpc://{server.grpc}"):
+        with Client(url, "blobs") as client, ThreadPoolExecutor(8) as pool:
+            rows = list(pool.map(lambda row: client.infer(image=prepared[row : row + 1]), range(len(prepared))))
+        np.testing.assert_allclose(np.concatenate([row["mean"] for row in rows]), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"url": "localhost:8000"}, "url must begin with http"),
+        ({"url": "http://[::1"}, "url must be a URL"),
+        ({"url": "grpc://localhost"}, "url must be a host and a port"),
+        ({"url": "grpc://localhost:99999"}, "url must be a host and a port"),
+        ({"url": "grpc://localhost:8001/v2"}, "url must be a host and a port"),
+        ({"url": "grpcs://localhost:8001", "verify": False}, "verify must be True or a file"),
+        ({"url": "grpcs://localhost:8001", "verify": "absent.pem"}, "verify must be a file of certificates"),
+        ({"url": "https://localhost", "verify": "absent.pem"}, "verify must be a file of certificates"),
         ({"server": "torchserve"}, "server must be kerasvae, triton, tf-serving"),
         ({"deadline": 0}, "deadline must be above 0"),
     ],
@@ -180,9 +334,19 @@ def test_wrong_arguments(options, words):
 
 def test_what_a_server_of_another_kind_cannot_do():
     with Client("http://localhost", "m", server="triton") as client:
-        for ask in (client.encode, client.score, client.deviation):
+        for way in (client.encode, client.score, client.deviation):
             with pytest.raises(ArgumentError, match="server must be kerasvae"):
-                ask(b"scan")
+                way(b"scan")
+
+
+def test_files_go_over_http_to_kerasvae():
+    with Client("grpc://localhost:8001", "m") as client:
+        for way in (client.encode, client.score, client.deviation, client.reconstruct, lambda _: client.covariates):
+            with pytest.raises(ArgumentError, match=r"url must begin with http.*files over HTTP"):
+                way(b"scan")
+    for server, words in (("triton", "server must be kerasvae"), ("tf-serving", "server must be kerasvae for score")):
+        with Client("grpc://localhost:8001", "m", server=server) as client, pytest.raises(ArgumentError, match=words):
+            client.score(b"scan")
 
 
 def encode(*arguments, cwd):

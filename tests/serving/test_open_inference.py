@@ -71,8 +71,8 @@ class Target:
 @pytest.fixture(scope="session", params=["ours", pytest.param("triton", marks=pytest.mark.heavy)])
 def target(request, engine, prepared):
     image = prepared[:2]
-    url = request.getfixturevalue("server" if request.param == "ours" else "triton")
-    return Target(url if request.param == "triton" else url.url, "blobs", "1", image, engine.encode(image))
+    running = request.getfixturevalue("server" if request.param == "ours" else "triton")
+    return Target(running.url, "blobs", "1", image, engine.encode(image))
 
 
 FIVE_HUNDRED = (
