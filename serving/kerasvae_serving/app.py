@@ -202,8 +202,10 @@ class App:
     async def _models(self, request: Request) -> Response:
         about = []
         for entry in self.repository.index():
-            known = entry.state == "READY" and self.repository.get(entry.name, entry.version).engine.covariates
-            about.append(vars(entry) | {"covariates": list(known.names) if known else []})
+            engine = self.repository.get(entry.name, entry.version).engine if entry.state == "READY" else None
+            known = None if engine is None else engine.covariates
+            told = {"covariates": list(known.names) if known else []}
+            about.append(vars(entry) | told | ({} if engine is None else {"identity": engine.identity}))
         return _json({"models": about})
 
     async def _status(self, request: Request) -> Response:

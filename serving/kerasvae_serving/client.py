@@ -213,6 +213,26 @@ class Client(_Calls):
             next((m["covariates"] for m in reversed(models) if m["name"] == self._model and m["state"] == "READY"), ())
         )
 
+    def settle(self) -> dict[str, str]:
+        """Keep to the version that answers by now, and tell what decides its answers.
+
+        Returns:
+            The engine's `identity`, of kerasvae's own server; of another the address, the model and its version.
+
+        Raises:
+            ServingError: As `encode`.
+        """
+        known = None
+        if self._server == "kerasvae":
+            models = self._ask(_Call("GET", "/v1/models", lambda answer: answer.json()["models"]))
+            ready = {int(m["version"]): m for m in models if m["name"] == self._model and m["state"] == "READY"}
+            if self._version is None and ready:
+                self._version = max(ready, key=lambda number: (ready[number]["reason"] != "withdrawn", number))
+            known = ready.get(self._version or 0, {}).get("identity")
+        if known is None:
+            return {"server": self._url, "model": f"{self._model} {self._version or 'default'}"}
+        return {"server": "kerasvae", **known}
+
     def encode(self, scan: Scan, covariates: Mapping[str, Any] | None = None) -> Encoded:
         """A scan's latents, and whether the model knows its like.
 

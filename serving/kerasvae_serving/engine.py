@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ from kerasvae.types import Array, Mask, Volume
 
 __all__ = ["Engine"]
 
+SOFTWARE = ("kerasvae", "onnxruntime", "numpy", "scipy")
+"""Packages whose versions may change a latent's last digits."""
 TOGETHER = 2**18
 """Numbers of images that one call of ONNX Runtime gets, unless one image has more."""
 TOLERANCE = 1e-3
@@ -53,6 +58,7 @@ class Engine:
     ) -> None:
         self._bundle = read_bundle(path, check=check)
         self._graphs = {part: self._bundle.graph(part, precision) for part in ("encoder", "decoder")}
+        self._precision = precision
         self._sessions: dict[tuple[str, int], onnxruntime.InferenceSession] = {}
         few = self.manifest.reduced.get(precision)
         self._tolerance = TOLERANCE if few is None else TOLERANCE + 2 * few.golden_difference
@@ -71,6 +77,21 @@ class Engine:
     def manifest(self) -> Manifest:
         """What the bundle says of itself."""
         return self._bundle.manifest
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What decides the latents: model and version, precision, packages, a digest of weights and preprocessing."""
+        manifest = self.manifest
+        graph = manifest.sha256.get(self._graphs["encoder"].name)
+        known = [covariate.model_dump(mode="json") for covariate in manifest.covariates]
+        parts = json.dumps([manifest.weights_digest, manifest.pipeline_digest, graph, known], sort_keys=True)
+        digest = hashlib.sha256(parts.encode()).hexdigest()
+        return {
+            "model": f"{manifest.name} {manifest.version}",
+            "precision": self._precision,
+            "digest": digest,
+            "software": ", ".join(f"{name} {version(name)}" for name in SOFTWARE),
+        }
 
     @cached_property
     def pipeline(self) -> Pipeline:
