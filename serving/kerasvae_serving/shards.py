@@ -101,10 +101,10 @@ def gather(out: str | os.PathLike[str]) -> dict[str, str]:
     count = max(n for _, n in paths)
     check_division(out, count)
     parts = {index: read_ended(path) for (index, _), path in paths.items()}
-    _check_same({index: part.run for index, part in parts.items() if part.run is not None}, _folder(out))
+    _check_same({index: part.run for index, part in parts.items() if part.run is not None}, count, _folder(out))
     undone = [index for index in range(count) if index not in parts or not _done(parts[index], (index, count))]
     if undone:
-        few = ", ".join(f"{index}/{count}" for index in undone[:5]) + (" and more" if len(undone) > 5 else "")
+        few = ", ".join(f"{index}/{count}" for index in undone[:5]) + (" and others" if len(undone) > 5 else "")
         raise CohortError(
             _folder(out),
             rule=f"hold {count} parts, each done",
@@ -142,11 +142,11 @@ def _parts(out: str | os.PathLike[str]) -> dict[Shard, Path]:
     return {(int(found[1]), int(found[2])): path for found, path in named if found}
 
 
-def _check_same(runs: dict[int, dict[str, Any]], folder: Path) -> None:
-    """Refuse parts of more than one run; a part without any is not begun."""
+def _check_same(runs: dict[int, dict[str, Any]], count: int, folder: Path) -> None:
+    """Refuse parts of more than one run."""
     for index, run in runs.items():
         first, of_first = next(iter(runs.items()))
-        unlike = difference(run, of_first | {"shard": run["shard"]})
+        unlike = difference(run, of_first | {"shard": [index, count]})
         if unlike is not None:
             raise ArgumentError(
                 folder,
