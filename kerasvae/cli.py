@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,7 @@ EXTRAS = {
         "prometheus_client",
     ),
     "sign": ("model_signing", "OpenSSL"),
+    "ray": ("ray", "pyarrow"),
 }  # fmt: skip
 """What each extra brings, for the sentence about a missing one."""
 
@@ -375,6 +377,10 @@ def encode(
         ),
     ] = None,
     restart: Annotated[bool, typer.Option(help="Forget what was done before, instead of going on.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Let Ray's workers do it: local, auto, or the address of a cluster."),
+    ] = None,
 ) -> None:
     """Encode new images with ONNX Runtime; no TensorFlow. Example: `kerasvae encode bundle scans/ --out z.tsv`.
 
@@ -391,6 +397,8 @@ def encode(
         raise ArgumentError(
             "INPUT", rule="be an image or a folder of images", got="none", fix="Name one after the bundle"
         )
+    if url and ray:
+        raise ArgumentError("--ray", rule="go with a bundle", got="--url too", fix="Leave one of the two out")
     source: Client | Engine
     if url:
         if not model:
@@ -401,8 +409,12 @@ def encode(
     journal = part_of(out_, part or WHOLE)
     with _resumable(journal, "Give the same command to go on") as bar:
         try:
-            left_out = encode_files(
-                source,
+            encode_all = partial(encode_files, source)
+            if ray is not None and isinstance(source, Engine):
+                from kerasvae_serving import encode_with_ray
+
+                encode_all = partial(encode_with_ray, source, address=ray)
+            left_out = encode_all(
                 inputs,
                 out_,
                 covariates=covariates,

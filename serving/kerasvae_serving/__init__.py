@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     from kerasvae_serving.cohort import encode_files
     from kerasvae_serving.engine import Engine
     from kerasvae_serving.layout import deploy
+    from kerasvae_serving.ray_driver import encode_with_ray
     from kerasvae_serving.shards import gather
 
-__all__ = ["AsyncClient", "Client", "Encoded", "Engine", "deploy", "encode_files", "gather"]
+__all__ = ["AsyncClient", "Client", "Encoded", "Engine", "deploy", "encode_files", "encode_with_ray", "gather"]
 
 _HOMES = {
     "AsyncClient": "client", "Client": "client", "Encoded": "client", "Engine": "engine", "deploy": "layout",
-    "encode_files": "cohort", "gather": "shards",
+    "encode_files": "cohort", "encode_with_ray": "ray_driver", "gather": "shards",
 }  # fmt: skip
 """The module of each name: it is imported when first asked for, so that a server starts with what it needs alone."""
 

@@ -105,9 +105,8 @@ def test_ctrl_c_says_how_to_go_on(bundles, scans, tmp_path):
 def test_a_full_disk_loses_nothing(bundles, scans, whole, tmp_path):
     """The process may write no file of more than 3,000 bytes; the table needs less, the journal more."""
     out = tmp_path / "latents.tsv"
-    done = run(
-        "encode", bundles / "blobs-1", scans, "--out", out, preexec_fn=lambda: setrlimit(RLIMIT_FSIZE, (3000, -1))
-    )
+    call = ["encode", bundles / "blobs-1", scans, "--out", out]
+    done = run(*call, preexec_fn=lambda: setrlimit(RLIMIT_FSIZE, (3000, -1)))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "File too large. Mend that, and give the same command again" in done.stderr.replace("\n", " ")
