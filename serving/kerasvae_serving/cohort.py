@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from kerasvae.errors import AnswerError, ArgumentError, KerasVAEError, VolumeError
 from kerasvae_serving.engine import Engine
 from kerasvae_serving.files import find_images
-from kerasvae_serving.journal import FORMAT, Journal
+from kerasvae_serving.journal import Journal
+from kerasvae_serving.records import FORMAT
 from kerasvae_serving.shards import WHOLE, Shard, check_division, check_shard, finish, part_of
 from kerasvae_serving.tables import CovariateTable, cells_of
 
@@ -129,7 +130,7 @@ def encode_tasks(
 
     Args:
         work: Gives the outcome of each task, in any order.
-        identity: What decides the outcomes, see `kerasvae_serving.journal.UNLIKE`.
+        identity: What decides the outcomes, see `kerasvae_serving.records.UNLIKE`.
     """
     index, count = WHOLE if shard is None else check_shard(shard)
     files = find_images(inputs)
@@ -152,9 +153,9 @@ def encode_tasks(
             and known[task.index].state == task.state
             and (skip_bad or known[task.index].reason is None)
         }
-        for number, (task, outcome) in enumerate(
-            work([task for task in tasks if task.index not in done]), start=len(done) + 1
-        ):
+        journal.begin(known.keys() - done)
+        rest = [task for task in tasks if task.index not in done]
+        for number, (task, outcome) in enumerate(work(rest), start=len(done) + 1):
             if isinstance(outcome, KerasVAEError) and not skip_bad:
                 raise outcome
             kept = str(outcome) if isinstance(outcome, KerasVAEError) else outcome

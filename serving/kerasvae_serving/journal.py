@@ -1,78 +1,25 @@
 """What a long encoding has done, kept as it goes: whatever ends the process, the next one goes on from there.
 
-A journal is appended to and never changed. Each line is a JSON array of a checksum and an object: first what run it is
-of, then the names of the columns, and a line for each image. Reading stops at the first line that is not whole, which
-is where a process was killed or a disk was full; what follows is done again.
+A journal is appended to and never changed; see `kerasvae_serving.records` for its lines.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
-import zlib
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from kerasvae.errors import ArgumentError, CohortError, StorageError
+from kerasvae_serving.records import UNLIKE, Record, Written, difference, line_of, read_lines
 
-__all__ = ["FORMAT", "UNLIKE", "Journal", "Record", "Written", "difference", "read_ended", "remove_journal"]
+__all__ = ["Journal", "read_ended", "remove_journal"]
 
-FORMAT = 1
-"""Of the lines; another is not read."""
 SYNC_S = 1.0
 """Seconds between two flushes to the disk: what a power failure costs. What ends the process alone costs nothing."""
-UNLIKE = {
-    "format": "another version of kerasvae",
-    "server": "another bundle or server",
-    "model": "another model",
-    "precision": "another precision",
-    "software": "other versions of kerasvae, ONNX Runtime, NumPy or SciPy",
-    "digest": "other weights or preprocessing",
-    "images": "another list of images",
-    "shard": "another part",
-    "covariates": "another table of covariates",
-}
-"""How a difference in each thing that identifies a run is called."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """What came of an image.
-
-    Args:
-        index: Its place in the list of all images.
-        file: As it was given.
-        state: Size, time of change and covariates that it was encoded with.
-        cells: Its latents, with tabs between them; None where it was left out.
-        reason: Why it was left out.
-    """
-
-    index: int
-    file: str
-    state: list[Any]
-    cells: str | None = None
-    reason: str | None = None
-
-
-@dataclass
-class Written:
-    """What a journal holds.
-
-    Args:
-        run: What run it is of, see `UNLIKE`; None where not even that is whole.
-        columns: Names of the latents.
-        records: Of each image the last.
-        size: Bytes that are whole.
-    """
-
-    run: dict[str, Any] | None = None
-    columns: list[str] = field(default_factory=list)
-    records: dict[int, Record] = field(default_factory=dict)
-    size: int = 0
 
 
 class Journal:
@@ -100,7 +47,7 @@ class Journal:
             raise self._unwritten(error) from error
         try:
             with open(self._file, "rb", closefd=False) as stream:
-                found = Written() if restart else read_journal(stream)
+                found = Written() if restart else read_lines(stream)
             if found.run is not None and (unlike := difference(found.run, run)) not in (None, "covariates"):
                 raise ArgumentError(
                     path,
@@ -108,10 +55,8 @@ class Journal:
                     got=f"one begun with {UNLIKE[unlike or '']}",
                     fix="Give what it was begun with, choose another --out, or begin anew with --restart",
                 )
-            self.records, self.columns = found.records, found.columns
+            self.records, self.columns, self._begun = found.records, found.columns, found.run
             os.ftruncate(self._file, found.size)
-            if found.run != run:
-                self._append({"run": run})
         except OSError as error:
             os.close(self._file)
             raise self._unwritten(error) from error
@@ -123,6 +68,23 @@ class Journal:
     def written(self) -> Written:
         """What it holds by now."""
         return Written(self._run, self.columns, self.records)
+
+    def begin(self, stale: Iterable[int]) -> None:
+        """Forget what is not so any more, then say that all that is left is of this run.
+
+        Args:
+            stale: Images that changed, or whose covariates did.
+
+        Raises:
+            StorageError: As `add`.
+        """
+        gone = sorted(stale)
+        if gone:
+            self._append({"forget": gone})
+            for index in gone:
+                del self.records[index]
+        if self._begun != self._run:
+            self._append({"run": self._run})
 
     def add(self, index: int, file: str, state: list[Any], outcome: dict[str, str] | str) -> None:
         """Keep the latents of an image by name, or the reason why it is left out.
@@ -145,7 +107,7 @@ class Journal:
         remove_journal(self.path)
 
     def _append(self, content: dict[str, Any]) -> None:
-        rest = _line(json.dumps(content, ensure_ascii=True).encode())
+        rest = line_of(content)
         try:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
@@ -180,28 +142,8 @@ class Journal:
             os.close(self._file)
 
 
-def read_journal(stream: BinaryIO) -> Written:
-    """All that is whole in a journal."""
-    found = Written()
-    for line in stream:
-        content = _content(line)
-        if content is None:
-            break
-        if "run" in content:
-            found.run = content["run"]
-            if content["run"].get("format") != FORMAT:
-                break
-        elif "columns" in content:
-            found.columns = content["columns"]
-        else:
-            record = Record(**content)
-            found.records[record.index] = record
-        found.size += len(line)
-    return found
-
-
 def read_ended(path: Path) -> Written:
-    """`read_journal`, of a journal that nobody is writing.
+    """All that is whole in a journal that nobody is writing.
 
     Raises:
         CohortError: If somebody is, or it cannot be read.
@@ -209,7 +151,7 @@ def read_ended(path: Path) -> Written:
     try:
         with path.open("rb") as stream:
             _lock(stream.fileno(), fcntl.LOCK_SH)
-            return read_journal(stream)
+            return read_lines(stream)
     except OSError as error:
         busy = isinstance(error, BlockingIOError)
         got = "one that a process is writing" if busy else error.strerror or type(error).__name__
@@ -223,11 +165,6 @@ def remove_journal(path: Path) -> None:
     path.unlink(missing_ok=True)
     with suppress(OSError):
         path.parent.rmdir()
-
-
-def difference(run: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """The first thing in which two runs differ, one of `UNLIKE`; covariates last."""
-    return next((name for name in UNLIKE if run.get(name) != other.get(name)), None)
 
 
 def _take(path: Path) -> int:
@@ -253,14 +190,3 @@ def _lock(file: int, kind: int) -> None:
         raise
     except OSError:  # a file system without locks
         pass
-
-
-def _line(text: bytes) -> bytes:
-    return b'["%08x",%b]\n' % (zlib.crc32(text), text)
-
-
-def _content(line: bytes) -> dict[str, Any] | None:
-    """What a line holds; None if it is not whole."""
-    text = line[12:-2]
-    content: dict[str, Any] | None = json.loads(text) if line == _line(text) else None
-    return content

@@ -358,6 +358,29 @@ def test_covariates_that_change(bundles, scans, tmp_path):
     assert out.read_bytes() == fresh.read_bytes()
 
 
+def test_what_changed_is_not_gathered_as_it_was(bundles, scans, tmp_path):
+    """A part that was done, begun again for other covariates, and killed before the first image."""
+
+    class Dead(Base):
+        def encode(self, *given, **named):
+            raise KeyboardInterrupt
+
+    engine, dead = (kind(bundles / "aged-1", check=False) for kind in (Engine, Dead))
+    out, ages = tmp_path / "latents.tsv", dict.fromkeys(range(PEOPLE), 40)
+    table = covariates(tmp_path / "people.tsv", ages)
+    encode_files(engine, [scans], out, covariates=table, shard=(0, 2))
+    covariates(table, ages | {4: 80})
+    encode_files(engine, [scans], out, covariates=table, shard=(1, 2))
+    with pytest.raises(KeyboardInterrupt):
+        encode_files(dead, [scans], out, covariates=table, shard=(0, 2))
+    with pytest.raises(CohortError, match=r"\(0/2\)"):
+        gather(out)
+    encode_files(engine, [scans], out, covariates=table, shard=(0, 2))
+    gather(out)
+    encode_files(engine, [scans], tmp_path / "fresh.tsv", covariates=table)
+    assert out.read_bytes() == (tmp_path / "fresh.tsv").read_bytes()
+
+
 def test_a_server_answers_as_its_engine_and_on_from_a_stop(server, engine, scans, whole, tmp_path):
     out = tmp_path / "latents.tsv"
     with Client(server.url, "blobs") as client:

@@ -16,7 +16,7 @@ from kerasvae_serving import encode_files
 from tests.conftest import blob, blob_affine, write_image
 
 pytestmark = pytest.mark.heavy
-PEOPLE = 160
+PEOPLE = 400
 COMMAND = (sys.executable, "-m", "kerasvae.cli", "encode")
 
 
