@@ -144,6 +144,22 @@ def test_a_run_goes_on_from_a_journal_cut_anywhere(counting, scans, whole, tmp_p
         assert out.read_bytes() == whole, f"cut at {size}"
 
 
+def test_a_torn_line_costs_nothing_of_what_follows(counting, scans, whole, tmp_path):
+    """Twice interrupted, the first time in the middle of a line; then begun anew and interrupted again."""
+    out = tmp_path / "latents.tsv"
+    interrupt(counting, [scans], out, 5)
+    part(out).write_bytes(part(out).read_bytes()[:-20])
+    interrupt(counting, [scans], out, 9)
+    assert images_in(part(out)) == list(range(9))
+    counting.other = {"precision": "int8"}
+    interrupt(counting, [scans], out, 2, restart=True)
+    assert images_in(part(out)) == [0, 1]
+    counting.other, counting.count = {}, 0
+    encode_files(counting, [scans], out, restart=True)
+    assert counting.count == PEOPLE
+    assert out.read_bytes() == whole
+
+
 @pytest.mark.parametrize("spoil", [lambda old: old ^ 1, lambda old: 0], ids=["a bit", "zeros"])
 def test_what_follows_a_damaged_line_is_done_again(counting, scans, whole, tmp_path, spoil):
     """A power failure may leave any bytes in what was not flushed."""
