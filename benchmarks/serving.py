@@ -47,7 +47,7 @@ def run(folder: Path, *, work: Path, only: str | None = None) -> list[Row]:
     Args:
         folder: The IXI derivative.
         work: Where the bundle is kept.
-        only: speed, or gate.
+        only: speed, gate, or cohort.
     """
     rows: list[Row] = []
     if only in (None, "speed"):
@@ -57,6 +57,10 @@ def run(folder: Path, *, work: Path, only: str | None = None) -> list[Row]:
         from serving_gate import gate_rows
 
         rows += gate_rows(folder)
+    if only in (None, "cohort"):
+        from serving_cohort import cohort_rows
+
+        rows += cohort_rows(work)
     versions = {name: version(name) for name in PACKAGES}
     return [row | {"versions": versions} for row in rows]
 

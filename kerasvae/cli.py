@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +54,7 @@ EXTRAS = {
     ),
     "telemetry": ("opentelemetry",),
     "sign": ("model_signing", "OpenSSL"),
+    "ray": ("ray", "pyarrow"),
 }  # fmt: skip
 """What each extra brings, for the sentence about a missing one."""
 
@@ -98,13 +100,13 @@ def _bar() -> Iterator[Any]:
 
 
 @contextmanager
-def _resumable(folder: Path) -> Iterator[Any]:
-    """`_bar` around work that goes on with --resume where Ctrl-C stopped it."""
+def _resumable(folder: Path, how: str = "Add --resume to the same command to go on") -> Iterator[Any]:
+    """`_bar` around work that can go on where Ctrl-C stopped it."""
     try:
         with _bar() as report:
             yield report
     except KeyboardInterrupt:
-        err.print(f"\nInterrupted. Add --resume to the same command to go on; so far: {folder}")
+        err.print(f"\nInterrupted. {how}; so far: {folder}")
         raise typer.Exit(130) from None
 
 
@@ -364,39 +366,88 @@ def encode(
     out_: Annotated[Path, typer.Option("--out", help="Table of latents to write.")] = Path("latents.tsv"),
     covariates: Annotated[Path | None, typer.Option(help="Table of covariates, for a model that takes them.")] = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave out images that cannot be used.")] = False,
+    provider: ProviderOption = "auto",
     precision: PrecisionOption = "float32",
     url: Annotated[str | None, typer.Option(help="Ask this server instead; no BUNDLE then.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of the server's model; needed with --url.")] = None,
     api_key: Annotated[Path | None, typer.Option(help="File with the key for the server.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Encode part I of N alone, counted from 0 as by Slurm's arrays and Kubernetes' Indexed Jobs; "
+            "`kerasvae gather` makes one table of all.",
+        ),
+    ] = None,
+    restart: Annotated[bool, typer.Option(help="Forget what was done before, instead of going on.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Let Ray's workers do it: local, auto, or the address of a cluster."),
+    ] = None,
 ) -> None:
-    """Encode new images with ONNX Runtime; no TensorFlow. Example: `kerasvae encode bundle scans/ --out z.tsv`."""
+    """Encode new images with ONNX Runtime; no TensorFlow. Example: `kerasvae encode bundle scans/ --out z.tsv`.
+
+    What is done is kept in the folder OUT.parts until the table is written: the same command goes on after an end of
+    any kind.
+    """
     from kerasvae.errors import ArgumentError
     from kerasvae_serving import Client, Engine, encode_files
+    from kerasvae_serving.shards import WHOLE, parse_shard, part_of
 
+    part = None if shard is None else parse_shard(shard)
     inputs = paths if url else paths[1:]
     if not inputs:
         raise ArgumentError(
             "INPUT", rule="be an image or a folder of images", got="none", fix="Name one after the bundle"
         )
+    if url and ray:
+        raise ArgumentError("--ray", rule="go with a bundle", got="--url too", fix="Leave one of the two out")
     source: Client | Engine
     if url:
         if not model:
             raise ArgumentError("--model", rule="name the server's model", got="nothing", fix="Add --model NAME")
         source = Client(url, model, key=None if api_key is None else _key_in(api_key))
     else:
-        source = Engine(paths[0], precision=precision)
-    with _bar() as bar:
-        left_out = encode_files(
-            source,
-            inputs,
-            out_,
-            covariates=covariates,
-            skip_bad=skip_bad,
-            progress=lambda done, total: bar("encode", done, total),
-        )
+        source = Engine(paths[0], provider=provider, precision=precision)
+    journal = part_of(out_, part or WHOLE)
+    with _resumable(journal, "Give the same command to go on") as bar:
+        try:
+            encode_all = partial(encode_files, source)
+            if ray is not None and isinstance(source, Engine):
+                from kerasvae_serving import encode_with_ray
+
+                encode_all = partial(encode_with_ray, source, address=ray)
+            left_out = encode_all(
+                inputs,
+                out_,
+                covariates=covariates,
+                skip_bad=skip_bad,
+                shard=part,
+                restart=restart,
+                progress=lambda done, total: bar("encode", done, total),
+            )
+        except KerasVAEError as error:
+            if error.exit_code == 1 and journal.is_file():
+                err.print(f"What was done is kept in {journal}: the same command goes on.")
+            raise
+    _say_left_out(left_out)
+    out.print(f"Latents: {out_}" if part is None else f"Part: {journal}\nWhen all are done: kerasvae gather {out_}")
+
+
+@app.command()
+def gather(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="The --out that the parts were given.")],
+) -> None:
+    """Make one table of the parts of `kerasvae encode --shard`. Example: `kerasvae gather latents.tsv`."""
+    from kerasvae_serving import gather as put_together
+
+    _say_left_out(put_together(table))
+    out.print(f"Latents: {table}")
+
+
+def _say_left_out(left_out: dict[str, str]) -> None:
     for path, reason in left_out.items():
         _say(err, "Left out", "yellow", f" {path}: {reason}")
-    out.print(f"Latents: {out_}")
 
 
 def _key_in(path: Path) -> str:

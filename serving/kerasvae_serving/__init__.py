@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kerasvae_serving.client import AsyncClient, Client, Encoded
+    from kerasvae_serving.cohort import encode_files
     from kerasvae_serving.engine import Engine
-    from kerasvae_serving.files import encode_files
     from kerasvae_serving.layout import deploy
+    from kerasvae_serving.ray_driver import encode_with_ray
+    from kerasvae_serving.shards import gather
 
-__all__ = ["AsyncClient", "Client", "Encoded", "Engine", "deploy", "encode_files"]
+__all__ = ["AsyncClient", "Client", "Encoded", "Engine", "deploy", "encode_files", "encode_with_ray", "gather"]
 
 _HOMES = {
     "AsyncClient": "client", "Client": "client", "Encoded": "client", "Engine": "engine", "deploy": "layout",
-    "encode_files": "files",
+    "encode_files": "cohort", "encode_with_ray": "ray_driver", "gather": "shards",
 }  # fmt: skip
 """The module of each name: it is imported when first asked for, so that a server starts with what it needs alone."""
 

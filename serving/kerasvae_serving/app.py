@@ -210,7 +210,7 @@ class App:
             if entry.state == "READY":
                 engine = self.repository.get(entry.name, entry.version).engine
                 names = list(engine.covariates.names) if engine.covariates else []
-                more = {"covariates": names, "provider": engine.provider}
+                more = {"covariates": names, "identity": engine.identity}
             about.append(vars(entry) | more)
         return as_json({"models": about})
 

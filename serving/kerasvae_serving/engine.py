@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ from kerasvae_serving.providers import AUTO, PROVIDERS, candidates, chain
 
 __all__ = ["Engine"]
 
+SOFTWARE = ("kerasvae", "numpy", "scipy")
+"""Packages whose versions may change a latent's last digits; ONNX Runtime too, which has several names."""
 TOGETHER = 2**18
 """Numbers of images that one call of ONNX Runtime gets, unless one image has more."""
 TRIALS = 5
@@ -59,6 +64,7 @@ class Engine:
     ) -> None:
         self._bundle = read_bundle(path, check=check)
         self._graphs = {part: self._bundle.graph(part, precision) for part in ("encoder", "decoder")}
+        self._precision = precision
         self._sessions: dict[tuple[str, int], onnxruntime.InferenceSession] = {}
         few = self.manifest.reduced.get(precision)
         self._tolerance = TOLERANCE if few is None else TOLERANCE + 2 * few.golden_difference
@@ -106,6 +112,24 @@ class Engine:
     def manifest(self) -> Manifest:
         """What the bundle says of itself."""
         return self._bundle.manifest
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What decides the latents: model, precision, provider, packages, a digest of weights and preprocessing."""
+        manifest = self.manifest
+        graph = manifest.sha256.get(self._graphs["encoder"].name)
+        known = [covariate.model_dump(mode="json") for covariate in manifest.covariates]
+        parts = json.dumps([manifest.weights_digest, manifest.pipeline_digest, graph, known], sort_keys=True)
+        digest = hashlib.sha256(parts.encode()).hexdigest()
+        return {
+            "model": f"{manifest.name} {manifest.version}",
+            "precision": self._precision,
+            "provider": self.provider,
+            "digest": digest,
+            "software": ", ".join(
+                [*(f"{name} {version(name)}" for name in SOFTWARE), f"onnxruntime {onnxruntime.__version__}"]
+            ),
+        }
 
     @cached_property
     def pipeline(self) -> Pipeline:

@@ -361,6 +361,7 @@ def test_tables_hold_whole_numbers_and_every_axis(tmp_path):
 
     class Fake(Engine):
         pipeline = SimpleNamespace(apply=lambda path: np.zeros(3))
+        identity = {"model": "fake 1"}  # noqa: RUF012
 
         def __init__(self):
             pass

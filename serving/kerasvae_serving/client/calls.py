@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,9 @@ class Calls(Protocol):
     Raises:
         ArgumentError: If this server, or this way to it, does not take that.
     """
+
+    def of_version(self, version: int) -> Self:
+        """The calls of another version."""
 
     def ready(self) -> Any:
         """Whether it would answer, a bool."""

@@ -55,8 +55,9 @@ class AsyncClient:
             raise ArgumentError("server", rule=f"be {', '.join(SERVERS)}", got=repr(server), fix="Choose one")
         if not deadline > 0:
             raise ArgumentError("deadline", rule="be above 0 seconds", got=deadline, fix="Use 30")
-        self._model, self._deadline = model, deadline
-        self._calls, self._transport = _line(url.rstrip("/"), model, version, server, key, verify)
+        self._url, self._model, self._version, self._server = url.rstrip("/"), model, version, server
+        self._deadline = deadline
+        self._calls, self._transport = _line(self._url, model, version, server, key, verify)
 
     async def ready(self) -> bool:
         """Whether the server would answer; False also where nobody listens."""
@@ -106,6 +107,27 @@ class AsyncClient:
         """Images of codes: ``decode(z=…)``."""
         found: Arrays = await self._ask(self._calls.infer("decoder", arrays))
         return found["reconstruction"]
+
+    async def settle(self) -> dict[str, str]:
+        """Keep to the version that answers by now, and tell what decides its answers.
+
+        Returns:
+            The engine's `identity`, of kerasvae's own server; of another the address, the model and its version.
+
+        Raises:
+            ServingError: As `encode`.
+        """
+        known = None
+        if self._server == "kerasvae":
+            models = await self._ask(self._calls.models())
+            ready = {int(m["version"]): m for m in models if m["name"] == self._model and m["state"] == "READY"}
+            if self._version is None and ready:
+                self._version = max(ready, key=lambda number: (ready[number]["reason"] != "withdrawn", number))
+                self._calls = self._calls.of_version(self._version)
+            known = ready.get(self._version or 0, {}).get("identity")
+        if known is None:
+            return {"server": self._url, "model": f"{self._model} {self._version or 'default'}"}
+        return {"server": "kerasvae", **known}
 
     async def close(self) -> None:
         """Close its connections."""
@@ -180,6 +202,12 @@ class Client:
     infer = _waits(AsyncClient.infer)
     decode = _waits(AsyncClient.decode)
     close = _waits(AsyncClient.close)
+
+    def settle(self) -> dict[str, str]:
+        """See `AsyncClient.settle`."""
+        found = run(self._client.settle())
+        self._make = partial(self._make, version=self._client._version)
+        return found
 
     @cached_property
     def covariates(self) -> tuple[str, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -38,6 +38,10 @@ class GrpcCalls:
     model: str
     version: int | None
     server: Server
+
+    def of_version(self, version: int) -> Self:
+        """See `Calls.of_version`."""
+        return replace(self, version=version)
 
     def ready(self) -> GrpcCall:
         """See `Calls.ready`."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -52,6 +52,10 @@ class HttpCalls:
     model: str
     version: int | None
     server: Server
+
+    def of_version(self, version: int) -> Self:
+        """See `Calls.of_version`."""
+        return replace(self, version=version)
 
     def ready(self) -> HttpCall:
         """See `Calls.ready`."""
