@@ -1,8 +1,8 @@
 """The server beside the engine that it runs, each time in one process and one run.
 
 The network is that of `network.py`, with random weights, behind a pipeline for scans of IXI's kind. A load (`load.py`)
-runs in a process of its own on the same cores, as it would for any server that is measured on one machine. Requests that
-a rolling restart loses are counted behind a real Envoy (`serving_restart.py`).
+runs in a process of its own on the same cores, as it would for any server that is measured on one machine. What a
+rolling restart loses is counted behind a real Envoy (`serving_restart.py`).
 """
 
 from __future__ import annotations
