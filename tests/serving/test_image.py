@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -101,7 +102,7 @@ def distributions(image):
 
 
 @pytest.mark.heavy
-def test_the_rehearsed_image_is_small_and_answers(image, bundles, engine, prepared, scan_file):
+def test_the_rehearsed_image_is_small_and_answers(image, bundles, engine, prepared, scan_file, tmp_path):
     """Entry point and health check as they stand in the Dockerfile, but for port and folder."""
     packages = image / "opt/kerasvae/lib/python3.11/site-packages"
     size = int(subprocess.run(["du", "-sb", packages], capture_output=True, text=True, check=True).stdout.split()[0])
@@ -116,7 +117,10 @@ def test_the_rehearsed_image_is_small_and_answers(image, bundles, engine, prepar
     assert "0.0.0.0" in entry
     call = ["127.0.0.1" if word == "0.0.0.0" else word for word in entry]  # tests listen on loopback alone
     path = image / "opt/kerasvae/bin"
-    with Running.of([str(path / call[0]), *call[1:], "--port=0", "--grpc-port=0"], clean(path)) as server:
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = clean(path) | served_environment() | {"HOME": str(home)}
+    with Running.of([str(path / call[0]), *call[1:], "--port=0", "--grpc-port=0"], environment) as server:
         answer = infer(server, prepared[0])
         assert answer.status_code == 200, answer.text
         found = {each["name"]: np.reshape(each["data"], each["shape"]) for each in answer.json()["outputs"]}
@@ -133,6 +137,25 @@ def test_the_rehearsed_image_is_small_and_answers(image, bundles, engine, prepar
         assert server.stop() == 0
         done = subprocess.run(probe, env=clean(path), capture_output=True, check=False)
         assert done.returncode != 0
+    assert not list(home.iterdir())  # where ONNX Runtime keeps what it reports, unless told not to
+
+
+def served_environment():
+    """What the image sets, but for its path."""
+    pairs = (pair.split("=", 1) for pair in shlex.split(STAGES[1].last("ENV")))
+    return {name: value for name, value in pairs if name != "PATH"}
+
+
+@pytest.mark.heavy
+def test_onnx_runtime_would_report_without_the_setting(image, bundles, tmp_path):
+    """Planted: the check above sees it."""
+    code = f"import onnxruntime; onnxruntime.InferenceSession({str(bundles / 'blobs-1/encoder.onnx')!r})"
+    for setting, written in ((served_environment(), False), ({"ORT_DISABLE_TELEMETRY": ""}, True)):
+        home = tmp_path / str(written)
+        home.mkdir()
+        environment = {"PATH": os.environ["PATH"], "HOME": str(home)} | setting
+        subprocess.run([image / "opt/kerasvae/bin/python", "-c", code], env=environment, check=True)
+        assert bool(list(home.iterdir())) is written
 
 
 VALIDATE = """
