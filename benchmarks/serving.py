@@ -1,7 +1,8 @@
 """The server beside the engine that it runs, each time in one process and one run.
 
 The network is that of `network.py`, with random weights, behind a pipeline for scans of IXI's kind. A load (`load.py`)
-runs in a process of its own on the same cores, as it would for any server that is measured on one machine.
+runs in a process of its own on the same cores, as it would for any server that is measured on one machine. What a
+rolling restart loses is counted behind a real Envoy (`serving_restart.py`).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def run(folder: Path, *, work: Path, only: str | None = None) -> list[Row]:
     Args:
         folder: The IXI derivative.
         work: Where the bundle is kept.
-        only: speed, gate, or cohort.
+        only: speed, gate, cohort, or restart; the last two need no data.
     """
     rows: list[Row] = []
     if only in (None, "speed"):
@@ -61,6 +62,10 @@ def run(folder: Path, *, work: Path, only: str | None = None) -> list[Row]:
         from serving_cohort import cohort_rows
 
         rows += cohort_rows(work)
+    if only in (None, "restart"):
+        from serving_restart import restart_rows
+
+        rows += restart_rows()
     versions = {name: version(name) for name in PACKAGES}
     return [row | {"versions": versions} for row in rows]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from kerasvae.bundle import DECODER, ENCODER, largest_difference
 from kerasvae.preprocess.nifti import image_of, sform_code_of
+from kerasvae.runtime import onnxruntime
 from kerasvae_export.contract_graph import OUT_OF_PLACE
 
 __all__ = ["TOLERANCE", "onnx_differences", "open_onnx", "run_onnx", "saved_model_differences", "scan_of"]

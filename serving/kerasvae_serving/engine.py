@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from kerasvae.bundle import Manifest, largest_difference, read_bundle
 from kerasvae.covariates import Covariates
 from kerasvae.errors import ArgumentError, BundleError, UnsupportedError
 from kerasvae.preprocess import Pipeline
+from kerasvae.runtime import onnxruntime
 from kerasvae.scoring import Reference, deviation, distance, normal_surprise, percentiles, residual
 from kerasvae.types import Array, Mask, Volume
 from kerasvae_serving.providers import AUTO, PROVIDERS, candidates, chain

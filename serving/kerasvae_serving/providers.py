@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import onnxruntime
-
 from kerasvae.errors import ArgumentError
+from kerasvae.runtime import onnxruntime
 
 __all__ = ["AUTO", "PROVIDERS", "candidates", "chain"]
 

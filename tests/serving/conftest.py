@@ -17,6 +17,7 @@ import pytest
 from kerasvae_serving import Engine, deploy
 from tests.conftest import blob, blob_affine, write_image
 from tests.serving.servers import WAIT_S, Running
+from tests.serving.tools import Tools
 
 LEARNERS, REFERENCE, OTHERS = 24, 30, 12
 TRITON = ("nvidia-pytriton==0.7.0", "numpy<2", "onnxruntime<1.20")
@@ -142,6 +143,12 @@ def triton(bundles, tmp_path_factory):
     finally:
         process.terminate()
         process.wait(WAIT_S)
+
+
+@pytest.fixture(scope="session")
+def tools(tmp_path_factory) -> Tools:
+    """Validators and Envoy, in an environment of their own."""
+    return Tools(tmp_path_factory.mktemp("tools"))
 
 
 def free_port() -> int:

