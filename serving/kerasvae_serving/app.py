@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version as version_of
@@ -32,9 +31,10 @@ from kerasvae_serving import tf_rest
 from kerasvae_serving.answers import as_json, refuse
 from kerasvae_serving.batching import Batches
 from kerasvae_serving.body import Bodies
+from kerasvae_serving.express import Express
 from kerasvae_serving.metrics import CONTENT_TYPE, Metrics
 from kerasvae_serving.openapi import describe, page
-from kerasvae_serving.repository import DECODER, Repository
+from kerasvae_serving.repository import DECODER, Repository, Version
 from kerasvae_serving.scans import Scans
 from kerasvae_serving.settings import Keys, Settings
 from kerasvae_serving.signatures import Signature
@@ -46,7 +46,6 @@ log = logging.getLogger("kerasvae.serving")
 SERVER = "kerasvae"
 PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("binary_tensor_data",)
-_INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 OPEN = ("/v2/health", "/openapi.json", "/docs")
 """What needs no key: it says nothing of people."""
 
@@ -96,6 +95,7 @@ class App:
             routes += [
                 ("GET", place, "model_metadata", self._metadata),
                 ("GET", f"{place}/ready", "model_ready", self._model_ready),
+                ("POST", f"{place}/infer", "infer", self._infer),
             ]
         for place in ("/v1/models/{model:name}", "/v1/models/{model:name}/versions/{version:name}"):
             routes += [("POST", f"{place}:{verb}", verb, self._verb(handler)) for verb, handler in verbs.items()]
@@ -109,19 +109,13 @@ class App:
         self._rest.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As an ASGI application: the request that comes most goes the short way, all others through Starlette."""
-        found = None
-        if scope["type"] == "http" and scope["method"] == "POST":
-            found = _INFER.fullmatch(scope["path"])
-        if found is None:
-            await self._rest(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        name, version = found.groups()
-        response = await self._attempt(
-            "infer", scope["path"], headers, name, lambda: self._infer(name, version, headers, receive)
-        )
-        await response(scope, receive, send)
+        """As an ASGI application."""
+        await self._rest(scope, receive, send)
+
+    @property
+    def express(self) -> Express:
+        """What answers plain inference requests past ASGI."""
+        return Express(self, self._bodies)
 
     @property
     def ready(self) -> bool:
@@ -186,20 +180,27 @@ class App:
         self.repository.resolve(*_place(request))
         return as_json({"ready": not self.draining}, 503 if self.draining else 200)
 
-    async def _infer(self, name: str, version: str | None, headers: Headers, receive: Receive) -> Response:
+    async def _infer(self, request: Request) -> Response:
+        name, version = _place(request)
         found, signature = self.repository.resolve(name, version)
-        body = await self._bodies.read(headers, receive)
-        json_length = headers.get(oip.JSON_LENGTH)
-
-        def work() -> tuple[bytes, int | None]:
-            asked = oip.parse(body, json_length, signature.inputs)
-            made = self.run(signature, asked.inputs)
-            return oip.respond(asked, made, model=name, version=str(found.number))
-
-        content, length = await self.work.run(work)
+        body = await self._bodies.read(request.headers, request.receive)
+        json_length = request.headers.get(oip.JSON_LENGTH)
+        content, length = await self.work.run(lambda: self.infer(found, signature, name, body, json_length))
         if length is None:
             return Response(content, media_type="application/json")
         return Response(content, headers={oip.JSON_LENGTH: str(length)}, media_type="application/octet-stream")
+
+    def infer(
+        self, found: Version, signature: Signature, name: str, body: bytes | memoryview, json_length: str | None
+    ) -> tuple[bytes, int | None]:
+        """The body of an answer to an inference request, and the length of its JSON; a piece of work.
+
+        Raises:
+            ArgumentError: If the request is outside the protocol.
+        """
+        asked = oip.parse(body, json_length, signature.inputs)
+        made = self.run(signature, asked.inputs)
+        return oip.respond(asked, made, model=name, version=str(found.number))
 
     # TF Serving's REST, and versions
 
@@ -288,21 +289,26 @@ class App:
             if not (path.startswith(OPEN) or path.endswith("/ready")):
                 self.admit(_key(headers))
             response = await call()
-        except KerasVAEError as error:
-            response = refuse(error)
         except ClientDisconnect:
             response = Response(status_code=499)
         except Exception as error:
-            # the type alone: a message may hold what the client sent
-            log.error("failed", extra={"endpoint": name, "error": type(error).__name__})
-            response = as_json({"error": "The server failed. Its log says more."}, 500)
+            response = self.failure(name, error)
         quiet = path.startswith((*OPEN, "/metrics"))
-        self._count(name, asked, response.status_code, time.perf_counter() - begun, quiet=quiet)
+        self.count(name, asked, response.status_code, time.perf_counter() - begun, quiet=quiet)
         if self.draining:
             response.headers["connection"] = "close"
         return response
 
-    def _count(self, endpoint: str, asked: str, status: int, seconds: float, *, quiet: bool = False) -> None:
+    def failure(self, endpoint: str, error: BaseException) -> Response:
+        """The answer that an error becomes."""
+        if isinstance(error, KerasVAEError):
+            return refuse(error)
+        # the type alone: a message may hold what the client sent
+        log.error("failed", extra={"endpoint": endpoint, "error": type(error).__name__})
+        return as_json({"error": "The server failed. Its log says more."}, 500)
+
+    def count(self, endpoint: str, asked: str, status: int, seconds: float, *, quiet: bool = False) -> None:
+        """Count an answer, and log it."""
         model = asked if asked.removesuffix(DECODER) in self.repository.names else ""
         self.metrics.answered(model, endpoint, "http", str(status), seconds)
         level = logging.INFO if status >= 400 and not quiet else logging.DEBUG
@@ -315,7 +321,7 @@ class App:
         status = getattr(error, "status_code", 404)
         headers = getattr(error, "headers", None)
         sentence = {404: "There is nothing at this path. See /docs.", 405: "This path takes another method. See /docs."}
-        self._count("none", "", status, 0.0)
+        self.count("none", "", status, 0.0)
         return as_json({"error": sentence.get(status, "The request was refused.")}, status, headers)
 
 

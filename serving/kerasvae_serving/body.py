@@ -73,11 +73,15 @@ class Bodies:
                         break
                     alarm.reschedule(min(now() + self.patience, end))
         except TimeoutError:
-            rule = f"come without a pause of {self.patience:g} s, and within {4 * self.patience:g} s"
-            raise SlowRequestError("The body", rule=rule, got=f"{size} bytes so far", fix="Send it again") from None
+            raise self.slow(size) from None
         finally:
             self.held -= size
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def slow(self, size: int) -> SlowRequestError:
+        """What is said of a body that does not come in time."""
+        rule = f"come without a pause of {self.patience:g} s, and within {4 * self.patience:g} s"
+        return SlowRequestError("The body", rule=rule, got=f"{size} bytes so far", fix="Send it again")
 
     def _check(self, size: int) -> None:
         if size > self.most:

@@ -8,59 +8,209 @@ import struct
 import termios
 from typing import Any
 
+import numpy as np
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from kerasvae_serving.express import LONGEST, Asked, Express, plain
+from kerasvae_serving.work import Piece
 
 __all__ = ["Connection"]
 
 TOGETHER = 2**20
 """Bytes that are read, or handed on of a body, at once."""
+ALIGNED = 64
+"""Tensors begin at multiples of it."""
 
 
 class Connection(asyncio.BufferedProtocol):
-    """Reads into one buffer that all connections share, as each hands on what it read before another reads.
+    """A connection; plain inference requests go the short way, all else is uvicorn's.
 
-    Without it every 64 kB of a body are an object of their own, and copied once more.
+    What is read lies in one buffer that all connections share, as each hands on what it read before another reads. The
+    body of a plain request is read to where it stays, its tensors where the processor likes them.
+
+    Args:
+        express: The short way; None: there is none.
+        patience: Longest silence, seconds.
     """
 
     _buffer = memoryview(bytearray(TOGETHER))
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        self._to = _Patient(*arguments, **named)
-        for name in ("connection_made", "connection_lost", "eof_received", "pause_writing", "resume_writing"):
-            setattr(self, name, getattr(self._to, name))
+    def __init__(self, *arguments: Any, express: Express | None, patience: float, **named: Any) -> None:
+        self._to = _Patient(self, *arguments, patience=patience, **named)
+        self._express, self._patience = express, patience
+        self._loop = asyncio.get_running_loop()
+        self._asked: Asked | None = None
+        self._body = memoryview(b"")
+        self._place, self._end = 0, 0.0
+        self._piece: Piece | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._early: list[bytes] = []
+        self._paused = False
+        self.closing = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is on the short way."""
+        return self._asked is not None
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin."""
+        self._transport = transport
+        self._to.connection_made(transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where to read to."""
-        return self._buffer
+        return self._body[self._place :] if self._place < len(self._body) else self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Hand on what was read."""
-        self._to.data_received(self._buffer[:nbytes])  # type: ignore[arg-type]
+        """What was read."""
+        if self._asked is None:
+            self._read(self._buffer[:nbytes])
+        elif self._place < len(self._body):
+            self._place += nbytes
+            if self._place == len(self._body):
+                self._whole(self._asked)
+        else:  # the next request, though this one is not answered
+            self._early.append(bytes(self._buffer[:nbytes]))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End."""
+        if self._asked is not None:
+            self._release()
+            if self._piece is not None:
+                self._piece.give_up()
+        self._to.connection_lost(error)
+
+    def eof_received(self) -> None:
+        """The client will say no more."""
+        self._to.eof_received()
+
+    def pause_writing(self) -> None:
+        """Part of an answer waits to be read."""
+        self._to.pause_writing()
+
+    def resume_writing(self) -> None:
+        """It was read."""
+        self._to.resume_writing()
+        if not self.busy:
+            self._go_on()
+
+    def _read(self, data: memoryview) -> None:
+        if self._express is not None and self._to.between:
+            asked = plain(bytes(data[:LONGEST]))
+            rest = 0 if asked is None else len(data) - asked.start
+            if asked is not None and rest <= asked.length and self._express.welcome(asked):
+                self._begin(asked, data[asked.start :])
+                return
+        self._to.data_received(data)  # type: ignore[arg-type]
+
+    def _begin(self, asked: Asked, data: memoryview) -> None:
+        assert self._express is not None
+        self._to.stop_waiting()
+        room = np.empty(asked.length + ALIGNED, np.uint8)
+        digits = asked.json_length or ""
+        tensors = int(digits) if digits.isdecimal() and len(digits) < 10 else 0  # where they begin
+        shift = -(room.__array_interface__["data"][0] + tensors) % ALIGNED
+        self._asked, self._body = asked, room.data[shift : shift + asked.length]
+        self._body[: len(data)] = data
+        self._place = len(data)
+        self._express.bodies.held += asked.length
+        if self._place == asked.length:
+            self._whole(asked)
+        else:
+            self._end = self._loop.time() + 4 * self._patience
+            self._alarm = self._loop.call_later(self._patience, self._late, self._place)
+
+    def _late(self, before: int) -> None:
+        """Once in a while: has anything come?"""
+        assert self._asked is not None
+        assert self._express is not None
+        left = self._end - self._loop.time()
+        if self._place > before and left > 0:
+            self._alarm = self._loop.call_later(min(self._patience, left), self._late, self._place)
+        else:
+            asked, size = self._asked, self._place
+            self._release()
+            self._express.refuse(asked, self._express.bodies.slow(size), self._answer)
+
+    def _release(self) -> None:
+        """The body is no longer being read."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._express is not None and len(self._body):
+            self._express.bodies.held -= len(self._body)
+        self._body = memoryview(b"")
+
+    def _whole(self, asked: Asked) -> None:
+        assert self._express is not None
+        body = self._body
+        self._release()
+        self._transport.pause_reading()
+        self._paused = True
+        self._piece = self._express.take(asked, body, self._answer)
+
+    def _go_on(self) -> None:
+        if self._paused and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _answer(self, parts: list[bytes], close: bool) -> None:
+        self._asked = self._piece = None
+        if self._transport.is_closing():
+            return
+        if sum(map(len, parts)) < TOGETHER:
+            parts = [b"".join(parts)]  # one packet, where it is small
+        for part in parts:
+            self._transport.write(part)
+        if close or self.closing:
+            self._transport.close()
+            return
+        self._to.wait()
+        if not self._to.flow.write_paused:
+            self._go_on()
+        early, self._early = b"".join(self._early), []
+        if early:
+            self._read(memoryview(early))
 
 
 class _Patient(HttpToolsProtocol):
     """HTTP whose headers must come in time: a connection that sends them drop by drop is closed."""
 
-    def __init__(self, *arguments: Any, patience: float, **named: Any) -> None:
+    def __init__(self, front: Connection, *arguments: Any, patience: float, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._patience = patience
+        self._front, self._patience = front, patience
+        self._read_whole = True
         self._timer: asyncio.TimerHandle | None = None
         self._pieces: list[bytes] = []
         self._size, self._woken = 0, 0.0
         self._unread: tuple[asyncio.TimerHandle, int] | None = None
 
+    @property
+    def between(self) -> bool:
+        """Whether what is read next begins a request."""
+        return self._read_whole and (self.cycle is None or self.cycle.response_complete) and not self.pipeline
+
+    def shutdown(self) -> None:
+        """Close, after the answer that is due."""
+        if self._front.busy:
+            self._front.closing = True
+        else:
+            super().shutdown()
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._wait()
+        self.wait()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._timer is None and self.cycle is not None and self.cycle.response_complete:
-            self._wait()  # uvicorn has just stopped its own clock
+            self.wait()  # uvicorn has just stopped its own clock
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._wait()
+        self._read_whole = False
+        self.wait()
 
     def on_body(self, body: bytes) -> None:
         """Wake the application for a good piece of a body, or once a second, and not for each packet."""
@@ -70,6 +220,7 @@ class _Patient(HttpToolsProtocol):
             self._hand_on()
 
     def on_message_complete(self) -> None:
+        self._read_whole = True
         self._hand_on()
         super().on_message_complete()
 
@@ -112,9 +263,15 @@ class _Patient(HttpToolsProtocol):
         else:
             self._unread = self.loop.call_later(self._patience, self._look_again), left
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Close if nothing comes."""
         self._stop()
         self._timer = self.loop.call_later(self._patience, self._close)
+
+    def stop_waiting(self) -> None:
+        """Something came."""
+        self._stop()
+        self._unset_keepalive_if_required()
 
     def _stop(self) -> None:
         if self._timer is not None:

@@ -23,6 +23,7 @@ from kerasvae.errors import ServingError
 from kerasvae_serving.app import App
 from kerasvae_serving.connection import Connection
 from kerasvae_serving.engine import Engine
+from kerasvae_serving.express import Express
 from kerasvae_serving.grpc_app import grpc_server
 from kerasvae_serving.logs import logging_to
 from kerasvae_serving.repository import Repository
@@ -61,7 +62,7 @@ async def _serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> 
     app = App(repository, settings)
     listening = _listen(settings.host, settings.port)
     answering, stop_tracing = traced(app, lambda: repository.names) if settings.telemetry else (app, lambda: None)
-    http = uvicorn.Server(_config(answering, settings))
+    http = uvicorn.Server(_config(answering, None if settings.telemetry else app.express, settings))
     try:
         http.config.load()
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
@@ -108,10 +109,10 @@ async def _serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> 
     log.info("gone")
 
 
-def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+def _config(app: ASGIApp, express: Express | None, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=partial(Connection, patience=settings.patience),  # type: ignore[arg-type]
+        http=partial(Connection, express=express, patience=settings.patience),  # type: ignore[arg-type]
         ws="none",
         proxy_headers=False,
         lifespan="off",

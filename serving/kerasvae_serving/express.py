@@ -1,0 +1,155 @@
+"""The short way of an inference request: from the socket to the graph and back, past HTTP parser, ASGI and Starlette.
+
+A small image is encoded in the time that those take. What goes this way is plain: `POST /v2/models/…/infer` whose head
+came in one piece, with a Content-Length and without anything that changes how a message is read, for a model that is
+in service and from a caller who may ask. All else, and with it nearly every refusal, goes the long way.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from starlette.responses import Response
+
+from kerasvae.errors import KerasVAEError
+from kerasvae_serving import open_inference as oip
+from kerasvae_serving.body import Bodies
+
+if TYPE_CHECKING:
+    from kerasvae_serving.app import App
+    from kerasvae_serving.work import Piece
+
+__all__ = ["Asked", "Express", "plain"]
+
+Answer = Callable[[list[bytes], bool], None]
+LONGEST = 2**13
+"""Bytes of a head."""
+_HEAD = re.compile(rb"POST /v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer HTTP/1\.1\r\n")
+_FIELD = re.compile(rb"([A-Za-z0-9-]+):[ \t]*([!-~](?:[ -~]*[!-~])?)[ \t]*\r\n")
+_OTHERWISE = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"te", b"trailer"}
+"""Fields that change how a message is read."""
+
+
+class Asked(NamedTuple):
+    """The head of a plain request.
+
+    Args:
+        name: Of the graph.
+        version: As it was given.
+        key: API key.
+        json_length: The field Inference-Header-Content-Length.
+        length: Bytes of the body.
+        start: Where that begins.
+    """
+
+    name: str
+    version: str | None
+    key: str | None
+    json_length: str | None
+    length: int
+    start: int
+
+
+def plain(data: bytes) -> Asked | None:
+    r"""The head of a request, if it is plain; None: it goes the long way.
+
+    >>> plain(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
+    Asked(name='m', version=None, key=None, json_length=None, length=2, start=57)
+    """
+    found = _HEAD.match(data)
+    if found is None:
+        return None
+    place = found.end()
+    fields: dict[bytes, bytes] = {}
+    while not data.startswith(b"\r\n", place):
+        field = _FIELD.match(data, place)
+        if field is None:
+            return None
+        name = field[1].lower()
+        if name in fields or name in _OTHERWISE:
+            return None
+        fields[name] = field[2]
+        place = field.end()
+    length = fields.get(b"content-length", b"")
+    if not length.isdigit() or len(length) > 12 or fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+        return None
+    scheme, _, key = fields.get(b"authorization", b"").partition(b" ")
+    given = key.strip() if scheme.lower() == b"bearer" else fields.get(b"x-api-key")
+    json_length = fields.get(oip.JSON_LENGTH.encode())
+    return Asked(
+        found[1].decode(),
+        found[2].decode() if found[2] else None,
+        None if given is None else given.decode(),
+        None if json_length is None else json_length.decode(),
+        int(length),
+        place + 2,
+    )
+
+
+class Express:
+    """Answers plain requests.
+
+    Args:
+        app: What answers.
+        bodies: Says how many bytes are taken.
+    """
+
+    def __init__(self, app: App, bodies: Bodies) -> None:
+        self._app, self.bodies = app, bodies
+
+    def welcome(self, asked: Asked) -> bool:
+        """Whether its body may come."""
+        bodies = self.bodies
+        if asked.length > bodies.most or bodies.held + asked.length > bodies.at_once:
+            return False
+        try:
+            self._app.admit(asked.key)
+            self._app.repository.resolve(asked.name, asked.version)
+        except KerasVAEError:
+            return False
+        return True
+
+    def take(self, asked: Asked, body: memoryview, answer: Answer) -> Piece | None:
+        """Work on a request, and call `answer` in the loop with what is to be sent and whether to close then."""
+        done = partial(self._done, asked, answer, time.perf_counter())
+        try:
+            found, signature = self._app.repository.resolve(asked.name, asked.version)
+            work = partial(self._app.infer, found, signature, asked.name, body, asked.json_length)
+            return self._app.work.start(work, done)
+        except Exception as error:
+            done(None, error)
+            return None
+
+    def refuse(self, asked: Asked, error: Exception, answer: Answer) -> None:
+        """Answer that it cannot be worked on."""
+        self._done(asked, answer, time.perf_counter(), None, error)
+
+    def _done(self, asked: Asked, answer: Answer, begun: float, made: Any, error: BaseException | None) -> None:
+        app = self._app
+        if error is None:
+            content, json_length = made
+            kind = b"application/json"
+            if json_length is not None:
+                kind = b"application/octet-stream\r\n%s: %d" % (oip.JSON_LENGTH.encode(), json_length)
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: %d\r\n" % (kind, len(content))
+            status, close = 200, False
+        else:
+            response = app.failure("infer", error)
+            head, content, status = _head(response), bytes(response.body), response.status_code
+            close = response.headers.get("connection") == "close"
+        app.count("infer", asked.name, status, time.perf_counter() - begun)
+        if app.draining and not close:
+            head, close = head + b"connection: close\r\n", True
+        answer([head + b"\r\n", content], close)
+
+
+def _head(response: Response) -> bytes:
+    phrase = HTTPStatus(response.status_code).phrase
+    lines = [f"HTTP/1.1 {response.status_code} {phrase}\r\n".encode()]
+    lines += [b"%s: %s\r\n" % pair for pair in response.raw_headers]
+    return b"".join(lines)
