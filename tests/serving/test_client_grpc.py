@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -143,23 +142,18 @@ def test_too_much_at_once_is_not_sent_again(bundles):
         assert caught.value.http_status == 413
 
 
-def test_keys_and_certificates(bundles, prepared, tmp_path):
-    certificate, private = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", private, "-out", certificate],
-        check=True, capture_output=True,
-    )  # fmt: skip
+def test_keys_and_certificates(bundles, prepared, certificate, tmp_path):
+    chain, private = certificate
     (tmp_path / "keys").write_text("open-sesame\n")
-    options = ("--tls-certificate", str(certificate), "--tls-key", str(private), "--api-keys", str(tmp_path / "keys"))
+    options = ("--tls-certificate", str(chain), "--tls-key", str(private), "--api-keys", str(tmp_path / "keys"))
     expected = Engine(bundles / "blobs-1").encode(prepared[:1])["mean"]
     given = {"image": prepared[:1]}
     with Running([bundles / "blobs-1"], *options) as server:
         for url in (server.url, f"grpcs://{server.grpc}"):
-            found = ask(Client, url, "infer", given=given, key="open-sesame", verify=certificate)
+            found = ask(Client, url, "infer", given=given, key="open-sesame", verify=chain)
             np.testing.assert_allclose(found["mean"], expected, atol=1e-5)
             with pytest.raises(AnswerError) as caught:
-                ask(Client, url, "infer", given=given, verify=str(certificate))
+                ask(Client, url, "infer", given=given, verify=str(chain))
             assert caught.value.http_status == 401
             with pytest.raises(ServingError, match="answer at"):  # nobody it trusts vouches for the server
                 ask(Client, url, "infer", given=given, key="open-sesame", deadline=60)

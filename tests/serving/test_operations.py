@@ -182,17 +182,12 @@ def test_keys(bundles, prepared, tmp_path):
         assert "first-key" not in " ".join(server.lines)
 
 
-def test_tls(bundles, tmp_path):
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    with Running([bundles / "blobs-1"], "--tls-certificate", str(certificate), "--tls-key", str(key)) as server:
+def test_tls(bundles, certificate):
+    chain, key = certificate
+    with Running([bundles / "blobs-1"], "--tls-certificate", str(chain), "--tls-key", str(key)) as server:
         import ssl
 
-        context = ssl.create_default_context(cafile=certificate)
+        context = ssl.create_default_context(cafile=chain)
         assert httpx.get(f"{server.url}/v2/models/blobs", verify=context, timeout=60).status_code == 200
         with pytest.raises(httpx.HTTPError):
             httpx.get(server.url.replace("https", "http") + "/v2", timeout=60)
