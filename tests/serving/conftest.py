@@ -19,6 +19,7 @@ from tests.conftest import blob, blob_affine, write_image
 from tests.serving.servers import WAIT_S, Running
 from tests.serving.tools import Tools
 
+collect_ignore = ["operator_kinds.py"]  # a program of the tools' own environment
 LEARNERS, REFERENCE, OTHERS = 24, 30, 12
 TRITON = ("nvidia-pytriton==0.7.0", "numpy<2", "onnxruntime<1.20")
 
