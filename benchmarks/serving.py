@@ -50,12 +50,17 @@ def run(folder: Path, *, work: Path, only: str | None = None) -> list[Row]:
     Args:
         folder: The IXI derivative.
         work: Where the bundle is kept.
-        only: speed, gate, cohort, or restart; the last two need no data.
+        only: speed, abuse, gate, cohort, or restart; the last two need no data.
     """
     rows: list[Row] = []
-    if only in (None, "speed"):
+    if only in (None, "speed", "abuse"):
         bundle, image, scan = _bundle(folder, work)
+    if only in (None, "speed"):
         rows += [_ready(bundle), *_throughput(bundle, image), _overhead(bundle, scan)]
+    if only in (None, "abuse"):
+        from serving_abuse import abuse_rows
+
+        rows += abuse_rows(bundle, image)
     if only in (None, "gate"):
         from serving_gate import gate_rows
 
