@@ -1,7 +1,7 @@
-"""What a server is made to bear, in one process: its largest memory, wrong answers, and times that it could not be asked.
+"""What a server bears: its largest memory, and answers that are wrong or do not come.
 
-A bomb of 400 MB in two ways, uploads that end early, clients that say nothing, and ten times as many requests at once as
-there is room for; after each, the readiness probe must answer, and an image must have its latents.
+A bomb of 400 MB in two ways, uploads that end early, clients that say nothing, and ten times as many requests at once
+as there is room for; after each, the readiness probe must answer, and an image must have its latents.
 """
 
 from __future__ import annotations
