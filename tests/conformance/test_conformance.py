@@ -1,5 +1,6 @@
 """What every model must do: train, repeat itself, survive each format, and keep its terms in float32."""
 
+import gc
 import json
 
 import keras
@@ -11,12 +12,22 @@ from kerasvae_serving import Engine
 from tests.conformance.cases import CASES, rows
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.name)
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
 def case(request):
-    return request.param
+    """A case; of the module, so that all that is asked of one is asked before the next."""
+    yield request.param
+    keras.utils.clear_session()
+    gc.collect()  # graphs hold each other: left alone they slow whatever follows
+
+
+@pytest.fixture(scope="module")
+def model(case):
+    """A model after one epoch, which no test changes."""
+    return trained(case)
 
 
 def trained(case, epochs=1):
+    keras.utils.clear_session()  # TensorFlow orders what it rewrites by names, and Keras counts them on
     keras.utils.set_random_seed(1)
     model = case.make(case.images())
     model.compile(keras.optimizers.Adam(3e-3))
@@ -33,28 +44,26 @@ def test_training_lowers_the_loss(case):
     assert model.evaluate(case.inputs(), verbose=0, return_dict=True)["loss"] < before
 
 
-def test_same_seed_gives_the_same_model(case):
-    first, second = trained(case), trained(case)
-    for a, b in zip(first.variables, second.variables, strict=True):
+def test_same_seed_gives_the_same_model(case, model):
+    for a, b in zip(model.variables, trained(case).variables, strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=a.path)
 
 
-def test_config_describes_the_model(case):
-    model = trained(case)
+def test_config_describes_the_model(model):
     again = type(model).from_config(model.get_config())
     assert json.dumps(again.get_config()) == json.dumps(model.get_config())
     assert [v.shape for v in again.variables] == [v.shape for v in model.variables]
 
 
-def test_inference_is_deterministic_and_independent_of_the_batch(case):
-    model, x = trained(case), case.inputs(5, seed=1)
+def test_inference_is_deterministic_and_independent_of_the_batch(case, model):
+    x = case.inputs(5, seed=1)
     np.testing.assert_array_equal(model.predict(x, verbose=0), model.predict(x, verbose=0))
     alone = np.concatenate([model.reconstruct(rows(x, slice(i, i + 1))) for i in range(5)])
     np.testing.assert_allclose(model.reconstruct(x), alone, atol=1e-5 * np.abs(alone).max())
 
 
-def test_keras_file(case, tmp_path):
-    model, x = trained(case), case.inputs(5, seed=1)
+def test_keras_file(case, model, tmp_path):
+    x = case.inputs(5, seed=1)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(again.reconstruct(x), model.reconstruct(x))
@@ -64,8 +73,8 @@ def test_keras_file(case, tmp_path):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=a.path)
 
 
-def test_bundle(case, tmp_path):
-    model, x = trained(case), case.inputs(5, seed=1)
+def test_bundle(case, model, tmp_path):
+    x = case.inputs(5, seed=1)
     export(model, None, tmp_path / "bundle", train_images=case.images())
     assert [check for check in verify(tmp_path / "bundle") if check.ok is False] == []
     engine = Engine(tmp_path / "bundle")
