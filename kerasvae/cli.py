@@ -400,8 +400,16 @@ def encode(
         raise ArgumentError(
             "INPUT", rule="be an image or a folder of images", got="none", fix="Name one after the bundle"
         )
-    if url and ray:
-        raise ArgumentError("--ray", rule="go with a bundle", got="--url too", fix="Leave one of the two out")
+    for name, given in (
+        ("--ray", ray is not None),
+        ("--precision", precision != "float32"),
+        ("--provider", provider != "auto"),
+    ):
+        if url and given:
+            raise ArgumentError(name, rule="go with a bundle", got="--url too", fix="Leave one of the two out")
+    for name, given in (("--model", model is not None), ("--api-key", api_key is not None)):
+        if given and not url:
+            raise ArgumentError(name, rule="go with --url", got="a bundle", fix="Add --url, or leave it out")
     source: Client | Engine
     if url:
         if not model:
@@ -490,6 +498,7 @@ def serve(
     precision: PrecisionOption = "float32",
 ) -> None:
     """Answer over HTTP and gRPC; no TensorFlow. Example: `kerasvae serve bundle --port 8000`."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the log is JSON
     from kerasvae_serving.server import serve as run_server
     from kerasvae_serving.settings import Settings
 
@@ -581,12 +590,27 @@ def _say_metrics(metrics: dict[str, Any]) -> None:
     )
 
 
+def _open_standard_streams() -> None:
+    """Let a closed standard stream be one that leads nowhere: else the next file opened would take its place."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+
+
 def main() -> None:
     """Run the command line; errors made on purpose become one sentence and an exit status."""
+    _open_standard_streams()
     try:
         app()
     except KerasVAEError as error:
-        _say(err, "Error:", "red", f" {error}")
+        about = "".join(f" {note}:" for note in getattr(error, "__notes__", []))
+        _say(err, "Error:", "red", f"{about} {error}")
         raise SystemExit(error.exit_code) from None
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]

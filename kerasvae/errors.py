@@ -31,7 +31,7 @@ class KerasVAEError(Exception):
     def __init__(self, what: object, *, rule: str, got: object, fix: str) -> None:
         self.what = str(what)
         self.rule = rule
-        self.got = str(got)
+        self.got = str(got).removesuffix(".")
         self.fix = fix.rstrip(".")
         stop = "" if self.fix.endswith("?") else "."
         super().__init__(f"{self.what} must {self.rule}, but received {self.got}. {self.fix}{stop}")

@@ -211,7 +211,8 @@ class App:
             if entry.state == "READY":
                 engine = self.repository.get(entry.name, entry.version).engine
                 names = list(engine.covariates.names) if engine.covariates else []
-                more = {"covariates": names, "identity": engine.identity}
+                default = int(entry.version) == self.repository.get(entry.name).number
+                more = {"default": default, "covariates": names, "identity": engine.identity}
             about.append(vars(entry) | more)
         return as_json({"models": about})
 
@@ -240,13 +241,18 @@ class App:
         self._at_home(request)
         if version is not None:
             raise ArgumentError("The path", rule="name no version to roll back", got=version, fix="Leave it out")
-        return as_json({"model_name": name, "model_version": str(self.repository.rollback(name).number)})
+        return self._changed(name, self.repository.rollback(name))
 
     async def _activate(self, request: Request, name: str, version: str | None) -> Response:
         self._at_home(request)
         if version is None:
             raise ArgumentError("The path", rule="name a version", got="none", fix="POST …/versions/N:activate")
-        return as_json({"model_name": name, "model_version": str(self.repository.activate(name, version).number)})
+        return self._changed(name, self.repository.activate(name, version))
+
+    @staticmethod
+    def _changed(name: str, now: Version) -> Response:
+        log.info("models", extra={"news": f"{name} {now.number} answers by default"})
+        return as_json({"model_name": name, "model_version": str(now.number)})
 
     # The rest
 
@@ -262,7 +268,10 @@ class App:
     def _at_home(self, request: Request) -> None:
         """Who may change what is served: callers with a key, or on this machine where there are none."""
         local = request.client is not None and request.client.host in ("127.0.0.1", "::1")
-        local = local and not {"forwarded", "x-forwarded-for"} & set(request.headers)  # what a proxy passes on
+        # what a proxy passes on, or a page in this machine's browser asks
+        local = local and not {"forwarded", "x-forwarded-for", "x-real-ip", "via", "origin", "sec-fetch-site"} & set(
+            request.headers
+        )
         if self._keys is None and not local:
             raise UnauthorizedError(
                 "A change of versions",
@@ -286,7 +295,7 @@ class App:
         """An answer, whatever happens, counted and logged."""
         begun = time.perf_counter()
         try:
-            if not (path.startswith(OPEN) or path.endswith("/ready")):
+            if not path.startswith(OPEN) and name != "model_ready":
                 self.admit(_key(headers))
             response = await call()
         except ClientDisconnect:

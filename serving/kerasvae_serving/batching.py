@@ -56,11 +56,13 @@ class Batches:
             if batch.rows == self._most:
                 self._close(signature, batch)
         if first:
-            batch.full.wait(self._wait)
-            with self._lock:
-                self._close(signature, batch)
-            batch.found = self._together(signature, batch)
-            batch.done.set()
+            try:
+                batch.full.wait(self._wait)
+                with self._lock:
+                    self._close(signature, batch)
+                batch.found = self._together(signature, batch)
+            finally:
+                batch.done.set()
         batch.done.wait()
         if batch.found is None:  # one request spoiled it: each hears about its own
             return signature.run(given)

@@ -87,8 +87,12 @@ class Bodies:
         if size > self.most:
             raise self._too_large(f"{size} or more")
         if self.held > self.at_once:
-            rule = f"be reading at most {self.at_once} bytes of bodies"
-            raise OverloadedError("The server", rule=rule, got="more", fix="Try again in a second")
+            raise self.full()
+
+    def full(self) -> OverloadedError:
+        """What is said where all bodies together are too much."""
+        rule = f"be reading at most {self.at_once} bytes of bodies"
+        return OverloadedError("The server", rule=rule, got="more", fix="Try again in a second")
 
     def _unpack(self, body: bytes, encoding: str) -> bytes:
         reader = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)

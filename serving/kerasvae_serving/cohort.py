@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasvae.errors import AnswerError, ArgumentError, KerasVAEError, VolumeError
+from kerasvae.errors import AlignmentError, AnswerError, ArgumentError, KerasVAEError, VolumeError
 from kerasvae_serving.engine import Engine
 from kerasvae_serving.files import find_images
 from kerasvae_serving.journal import Journal
@@ -157,6 +157,8 @@ def encode_tasks(
         rest = [task for task in tasks if task.index not in done]
         for number, (task, outcome) in enumerate(work(rest), start=len(done) + 1):
             if isinstance(outcome, KerasVAEError) and not skip_bad:
+                if str(task.path) not in str(outcome):
+                    outcome.add_note(str(task.path))  # which of thousands
                 raise outcome
             kept = str(outcome) if isinstance(outcome, KerasVAEError) else outcome
             journal.add(task.index, str(task.path), task.state, kept)
@@ -195,15 +197,20 @@ def _encoded(source: Engine | Client, tasks: Sequence[Task]) -> Iterator[tuple[T
                 return source.pipeline.apply(task.path)
             given = task.covariates or {}
             known = {name: given[name] for name in source.covariates if name in given} if given else None
-            return cells_of(source.encode(task.path, known or None).outputs)
+            found = source.encode(task.path, known or None)
+            if found.keeps_contract is False:  # refused, as by an engine
+                got = found.reasons[0] if found.reasons else "another"
+                return AlignmentError(task.path, rule="keep the alignment contract", got=got, fix="Prepare it so")
+            return cells_of(found.outputs)
         except AnswerError as error:
-            if error.http_status in (400, 422):  # of this image; anything else is the server's
+            if error.http_status in (400, 413, 422):  # of this image; anything else is the server's
                 return error
             raise
         except (VolumeError, ArgumentError) as error:
             return error
 
-    with ThreadPoolExecutor(2) as pool:
+    pool = ThreadPoolExecutor(2)
+    try:
         rest = iter(tasks)
         waiting = [(task, pool.submit(attempt, task)) for task in islice(rest, AHEAD)]
         while waiting:
@@ -216,6 +223,8 @@ def _encoded(source: Engine | Client, tasks: Sequence[Task]) -> Iterator[tuple[T
                 yield task, outcome_of(source, found, task.covariates)
             else:
                 yield task, found
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # what is interrupted waits for no server
 
 
 def outcome_of(engine: Engine, volume: NDArray[np.float32], covariates: Any) -> Outcome:

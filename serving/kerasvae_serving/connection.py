@@ -9,6 +9,7 @@ import termios
 from typing import Any
 
 import numpy as np
+import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kerasvae_serving.express import LONGEST, Asked, Express, plain
@@ -20,6 +21,12 @@ TOGETHER = 2**20
 """Bytes that are read, or handed on of a body, at once."""
 ALIGNED = 64
 """Tensors begin at multiples of it."""
+HEAD = 2**16
+"""Bytes of a head, and of all that follows a body in chunks."""
+FIELD = bytes(32)
+"""What a field takes beside its words."""
+PIPELINE = 32
+"""Requests of a connection that may wait for answers."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -67,7 +74,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._asked is None:
             self._read(self._buffer[:nbytes])
         elif self._place < len(self._body):
-            self._place += nbytes
+            self._hold(nbytes)
+            if self._asked is None:
+                return
             if self._place == len(self._body):
                 self._whole(self._asked)
         else:  # the next request, though this one is not answered
@@ -114,12 +123,25 @@ class Connection(asyncio.BufferedProtocol):
         self._asked, self._body = asked, room.data[shift : shift + asked.length]
         self._body[: len(data)] = data
         self._place = len(data)
-        self._express.bodies.held += asked.length
+        self._express.bodies.held += self._place
         if self._place == asked.length:
             self._whole(asked)
         else:
             self._end = self._loop.time() + 4 * self._patience
             self._alarm = self._loop.call_later(self._patience, self._late, self._place)
+
+    def _hold(self, nbytes: int) -> None:
+        """Count what came; where all bodies together are too much, this one is refused."""
+        assert self._express is not None
+        assert self._asked is not None
+        bodies = self._express.bodies
+        self._place += nbytes
+        bodies.held += nbytes
+        if bodies.held > bodies.at_once:
+            asked = self._asked
+            self._release()
+            self._express.refuse(asked, bodies.full(), self._answer)
+            self._transport.close()  # the rest of the body is not read
 
     def _late(self, before: int) -> None:
         """Once in a while: has anything come?"""
@@ -139,7 +161,7 @@ class Connection(asyncio.BufferedProtocol):
             self._alarm.cancel()
             self._alarm = None
         if self._express is not None and len(self._body):
-            self._express.bodies.held -= len(self._body)
+            self._express.bodies.held -= self._place
         self._body = memoryview(b"")
 
     def _whole(self, asked: Asked) -> None:
@@ -180,7 +202,7 @@ class _Patient(HttpToolsProtocol):
     def __init__(self, front: Connection, *arguments: Any, patience: float, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._front, self._patience = front, patience
-        self._read_whole = True
+        self._read_whole, self._in_head, self._head, self._before = True, False, 0, 0
         self._timer: asyncio.TimerHandle | None = None
         self._pieces: list[bytes] = []
         self._size, self._woken = 0, 0.0
@@ -204,13 +226,43 @@ class _Patient(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self._in_head and not self.transport.is_closing():
+            self._head += len(data)  # the parser tells a field when it is whole
+            if self._head > HEAD:
+                self.send_400_response("")
         if self._timer is None and self.cycle is not None and self.cycle.response_complete:
             self.wait()  # uvicorn has just stopped its own clock
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= PIPELINE:
+            raise ValueError("too many requests that wait for their answers")
         super().on_message_begin()
-        self._read_whole = False
+        self._read_whole, self._in_head, self._head = False, True, 0
         self.wait()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(name, value, FIELD)
+        super().on_header(name, value)
+
+    def _count(self, *parts: bytes) -> None:
+        self._head += sum(map(len, parts))
+        if self._head > HEAD:
+            raise ValueError("a head that is too large")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request, or is one too many."""
+        status, rule = "400 Bad Request", f"be a request of HTTP/1.1, of which at most {PIPELINE} wait for answers"
+        if self._head > HEAD:
+            status, rule = "431 Request Header Fields Too Large", f"have a head of at most {HEAD} bytes"
+        sentence = f"The request must {rule}, but received another. Correct it."
+        body = orjson.dumps({"error": sentence})
+        head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
 
     def on_body(self, body: bytes) -> None:
         """Wake the application for a good piece of a body, or once a second, and not for each packet."""
@@ -235,6 +287,7 @@ class _Patient(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         self._stop()
         self._pieces, self._size, self._woken = [], 0, self.loop.time()
         super().on_headers_complete()
@@ -242,6 +295,9 @@ class _Patient(HttpToolsProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._stop()
         self.resume_writing()
+        for cycle, _ in self.pipeline:  # uvicorn tells the last one alone
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(error)
 
     def pause_writing(self) -> None:
@@ -257,7 +313,7 @@ class _Patient(HttpToolsProtocol):
 
     def _look_again(self) -> None:
         """A client that reads nothing of its answer is not waited for, one that is slow is."""
-        left = self.transport.get_write_buffer_size() + _unsent(self.transport)
+        left = self._left()
         if self._unread is not None and left >= self._unread[1]:
             self.transport.abort()
         else:
@@ -278,9 +334,26 @@ class _Patient(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing came after an answer."""
+        self._close()
+
     def _close(self) -> None:
-        if not self.transport.is_closing():
+        """Close, unless an answer is still being read."""
+        if self.transport.is_closing():
+            return
+        left = self._left()
+        if 0 < left != self._before:
+            self._before = left
+            self.wait()
+        elif left:
+            self.transport.abort()
+        else:
             self.transport.close()
+
+    def _left(self) -> int:
+        """Bytes that the client has not read."""
+        return self.transport.get_write_buffer_size() + _unsent(self.transport)
 
 
 def _unsent(transport: Any) -> int:

@@ -31,7 +31,7 @@ LONGEST = 2**13
 """Bytes of a head."""
 _HEAD = re.compile(rb"POST /v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer HTTP/1\.1\r\n")
 _FIELD = re.compile(rb"([A-Za-z0-9-]+):[ \t]*([!-~](?:[ -~]*[!-~])?)[ \t]*\r\n")
-_OTHERWISE = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"te", b"trailer"}
+_OTHERWISE = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"te", b"trailer", b"proxy-connection"}
 """Fields that change how a message is read."""
 
 
@@ -105,7 +105,7 @@ class Express:
     def welcome(self, asked: Asked) -> bool:
         """Whether its body may come."""
         bodies = self.bodies
-        if asked.length > bodies.most or bodies.held + asked.length > bodies.at_once:
+        if asked.length > bodies.most or bodies.held >= bodies.at_once:
             return False
         try:
             self._app.admit(asked.key)

@@ -46,6 +46,7 @@ class Examined:
         reasons: Why it is out of distribution, a sentence each; empty if it is not.
         judged: Whether anything was known to judge it by.
         covariates: As a table of one row; None: the model was given none.
+        keeps_contract: Whether the scan keeps the alignment contract.
     """
 
     volume: Volume
@@ -55,6 +56,7 @@ class Examined:
     reasons: tuple[str, ...]
     judged: bool = True
     covariates: dict[str, list[Any]] | None = None
+    keeps_contract: bool = True
 
     @property
     def in_distribution(self) -> bool | None:
@@ -92,12 +94,14 @@ def examine(
             "image", rule=f"have voxels of {EDGES_MM[0]} to {EDGES_MM[1]} mm", got=got, fix="Check its affine"
         )
     reasons: list[str] = []
+    kept = True
     try:
         image = engine.prepare(volume)
     except AlignmentError as error:
         if strict:
             raise
         reasons.append(str(error))
+        kept = False
         image = engine.prepare(volume, check=False)
     codes = engine.encode(image, table)
     reference = engine.manifest.reference
@@ -109,7 +113,7 @@ def examine(
             raise VolumeError("image", rule="be like the reference people's", got=reasons[0], fix="Look at the scan")
     known = 0 if reference is None else min(len(getattr(reference, name)) for name in JUDGED)
     judged = known >= FEWEST or engine.pipeline.alignment is not None
-    return Examined(volume, image, codes, scores, tuple(reasons), judged, table)
+    return Examined(volume, image, codes, scores, tuple(reasons), judged, table, kept)
 
 
 def unusual(engine: Engine, scores: Mapping[str, float]) -> list[str]:

@@ -31,12 +31,12 @@ def logging_to(stream: TextIO, *, verbose: bool = False) -> Iterator[None]:
         verbose: Every answer, not only refusals.
     """
     handler = _Handler(stream)
-    log.addHandler(handler)
+    logging.getLogger().addHandler(handler)  # what libraries say goes the same way
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
     try:
         yield
     finally:
-        log.removeHandler(handler)
+        logging.getLogger().removeHandler(handler)
         handler.close()
 
 
@@ -76,9 +76,12 @@ class _Handler(logging.Handler):
 
 
 class _Lines(logging.Formatter):
-    """A JSON object a line."""
+    """A JSON object a line; of what libraries say who said it and which error, as their words may be a client's."""
 
     def format(self, record: logging.LogRecord) -> str:
         known = {key: getattr(record, key) for key in LOG_KEYS if hasattr(record, key)}
+        message = record.getMessage() if record.name == log.name else f"a word of {record.name}"
+        if record.exc_info and record.exc_info[0] is not None:
+            known["error"] = record.exc_info[0].__name__
         head = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname.lower()}
-        return orjson.dumps(head | {"message": record.getMessage()} | known).decode()
+        return orjson.dumps(head | {"message": message} | known).decode()

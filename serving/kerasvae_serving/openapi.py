@@ -136,6 +136,7 @@ _SCHEMAS: dict[str, Any] = {
             "model_name": {"type": "string"},
             "model_version": {"type": "string"},
             "in_distribution": {"type": ["boolean", "null"]},
+            "keeps_contract": {"type": "boolean"},
             "reasons": {"type": "array", "items": {"type": "string"}},
             "scores": _NUMBERS,
             "percentiles": _NUMBERS,

@@ -139,6 +139,7 @@ def _about(found: Version, seen: Examined) -> dict[str, Any]:
         "model_name": found.name,
         "model_version": str(found.number),
         "in_distribution": seen.in_distribution,
+        "keeps_contract": seen.keeps_contract,
         "reasons": list(seen.reasons),
         "scores": {name: value for name, value in seen.scores.items() if name not in places},
         "percentiles": {name.removesuffix("_percentile"): value for name, value in places.items()},

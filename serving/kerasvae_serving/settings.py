@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,11 +68,15 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
         for name in ("deadline", "max_body", "max_voxels", "patience", "poll"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ArgumentError(
-                    f"--{name.replace('_', '-')}", rule="be above 0", got=getattr(self, name), fix="Raise it"
+                    f"--{name.replace('_', '-')}", rule="be a number above 0", got=getattr(self, name), fix="Raise it"
                 )
-        if self.drain < 0:
+        if self.port == self.grpc_port != 0:
+            raise ArgumentError("--grpc-port", rule="be another than --port", got=self.port, fix="Choose another")
+        if not 0 <= self.batch_wait <= 1:
+            raise ArgumentError("--batch-wait", rule="be 0 to 1 s", got=self.batch_wait, fix="Use 0.002")
+        if not 0 <= self.drain < math.inf:
             raise ArgumentError("--drain", rule="be 0 or more seconds", got=self.drain, fix="Use 5")
         if (self.certificate is None) != (self.private_key is None):
             raise ArgumentError(

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kerasvae.errors import ArgumentError, CohortError, VolumeError
-from kerasvae_serving.journal import UNLIKE, Written, difference, read_ended, remove_journal
+from kerasvae_serving.journal import read_ended, remove_journal
+from kerasvae_serving.records import UNLIKE, Written, difference
 from kerasvae_serving.tables import write_latents
 
 __all__ = ["WHOLE", "Shard", "check_division", "check_shard", "finish", "gather", "parse_shard", "part_of"]

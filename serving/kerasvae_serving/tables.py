@@ -85,7 +85,10 @@ def write_latents(
     Raises:
         StorageError: If it cannot be written; what stood there before stays.
     """
-    with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+    with (
+        atomic_path(out) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+    ):
         writer = csv.writer(stream, delimiter=_delimiter(Path(out)), lineterminator="\n")
         writer.writerow(["file", "participant_id", "session_id", *columns])
         writer.writerows([*_names(Path(file)).values(), *cells] for file, cells in rows)

@@ -14,7 +14,10 @@ CARRIED = (b"traceparent", b"tracestate", b"host")
 """Headers that the instrumentation may see: whose trace it is, and no more."""
 QUIET = ("/v2/health/live", "/v2/health/ready", "/metrics")
 KNOWN = (*QUIET, "/v2", "/v2/repository/index", "/v1/models", "/docs", "/openapi.json")
-_MODEL = re.compile(r"(/v[12]/models/)([^/:]+)((?:/versions/\d+)?(?:/\w+)?(?::\w+)?)")
+_MODEL = re.compile(
+    r"(/v[12]/models/)([^/:]+)((?:/versions/\d{1,9})?"
+    r"(?:/(?:infer|ready|metadata)|:(?:encode|score|reconstruct|deviation|predict|rollback|activate))?)"
+)
 
 
 def traced(

@@ -72,6 +72,28 @@ def test_one_row_at_a_time_waits_for_nobody():
     assert ran == [1, 1, 1]
 
 
+def test_a_leader_that_fails_leaves_nobody_waiting():
+    values = [np.full((1, 1), float(n)) for n in range(3)]
+
+    def told(rows):
+        raise RuntimeError("a fault of the server")
+
+    batches, gate = Batches(3, 30.0, told), Barrier(3)
+
+    def ask(value):
+        gate.wait()
+        try:
+            return batches.run(doubling_alone, {"x": value})["y"].item()
+        except RuntimeError:
+            return None
+
+    doubling_alone = doubling([])
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(ask, values))
+    assert found.count(None) == 1
+    assert {each for each in found if each is not None} < {0.0, 2.0, 4.0}
+
+
 @pytest.mark.parametrize(("most", "wait", "name"), [(0, 0.1, "--batch"), (2, -1, "--batch-wait")])
 def test_settings_outside_their_range(most, wait, name):
     with pytest.raises(ArgumentError, match=name):

@@ -316,3 +316,64 @@ def answers(client):
         return client.get("/v2/health/ready").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_heads_have_a_limit(bundles):
+    """Many fields, a long field, a long path: refused before they cost memory, and others are answered."""
+    with Running([bundles / "blobs-1"]) as server:
+        before = server.memory_mb
+        for start, piece in ((b"GET / HTTP/1.1\r\n", b"a:\r\n"), (b"GET / HTTP/1.1\r\na: ", b"a"), (b"GET /", b"a")):
+            with connect(server) as client, contextlib.suppress(OSError):
+                client.sendall(start)
+                for _ in range(64):
+                    client.sendall(piece * (2**18 // len(piece)))
+                raise AssertionError("16 MB of a head were taken")
+            with connect(server) as client:
+                client.sendall(start + piece * (2**17 // len(piece)))
+                assert client.recv(4096).startswith(b"HTTP/1.1 431 ")
+        assert server.memory_mb < before + 30
+        assert server.get("/v2/health/ready").status_code == 200
+
+
+def test_a_connection_cannot_ask_for_everything_at_once(bundles):
+    """A megabyte of small requests in one packet: as many as may wait are answered, and the memory stays."""
+    with Running([bundles / "blobs-1"]) as server:
+        before = server.memory_mb
+        for _ in range(4):
+            with connect(server) as client, contextlib.suppress(OSError):
+                client.sendall(b"GET / HTTP/1.1\r\n\r\n" * 58000)
+                while client.recv(2**16):
+                    pass
+        assert server.memory_mb < before + 60
+        assert server.get("/v2/health/ready").status_code == 200
+
+
+def test_bodies_that_are_only_announced_shut_nobody_out(bundles, prepared):
+    with Running([bundles / "blobs-1"]) as server:
+        made = [connect(server) for _ in range(8)]
+        for client in made:
+            client.sendall(b"POST /v2/models/blobs/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 67108864\r\n\r\n{")
+        time.sleep(0.2)
+        assert infer(server, prepared[0]).status_code == 200
+        for client in made:
+            client.close()
+
+
+def test_a_client_cannot_stop_the_server_by_filling_its_log(bundles):
+    """What libraries say of broken requests goes the same way as the log: no pipe that nobody reads holds it up."""
+    command = [sys.executable, "-m", "kerasvae.cli", "serve", str(bundles / "blobs-1"), "--grpc-port", "-1"]
+    port = free_port()
+    server = subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.PIPE)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S) as client:
+            until(lambda: answers(client))
+            for _ in range(3000):
+                with socket.create_connection(("127.0.0.1", port)) as made:
+                    made.sendall(b"BLAH\r\n\r\n")
+                    made.recv(4096)
+            assert answers(client)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(WAIT_S) == 0
+        server.stderr.close()

@@ -215,7 +215,7 @@ def test_logs_hold_nothing_of_a_patient(bundles, scan_file):
     [
         (["nowhere"], "BUNDLE must be a folder", 2),
         (["."], "BUNDLE must hold one bundle that can be served", 1),
-        ([".", "--deadline", "0"], "--deadline must be above 0", 2),
+        ([".", "--deadline", "0"], "--deadline must be a number above 0", 2),
         ([".", "--workers", "-1"], "--workers must be", 2),
         ([".", "--queue", "-1"], "--queue must be", 2),
         ([".", "--tls-key", "k.pem"], "come together", 2),

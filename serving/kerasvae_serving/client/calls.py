@@ -37,6 +37,7 @@ class Encoded:
         reasons: Why not.
         scores: Of `kerasvae.scoring`, by name.
         percentiles: Theirs among the reference people.
+        keeps_contract: Whether the scan keeps the alignment contract; None: nothing is said of it.
     """
 
     outputs: dict[str, NDArray[Any]]
@@ -44,6 +45,7 @@ class Encoded:
     reasons: tuple[str, ...] = ()
     scores: dict[str, float] = field(default_factory=dict)
     percentiles: dict[str, float] = field(default_factory=dict)
+    keeps_contract: bool | None = None
 
 
 class Calls(Protocol):

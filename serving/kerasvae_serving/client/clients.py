@@ -122,7 +122,7 @@ class AsyncClient:
             models = await self._ask(self._calls.models())
             ready = {int(m["version"]): m for m in models if m["name"] == self._model and m["state"] == "READY"}
             if self._version is None and ready:
-                self._version = max(ready, key=lambda number: (ready[number]["reason"] != "withdrawn", number))
+                self._version = _default(ready)
                 self._calls = self._calls.of_version(self._version)
             known = ready.get(self._version or 0, {}).get("identity")
         if known is None:
@@ -144,8 +144,8 @@ class AsyncClient:
     async def _taken(self) -> tuple[str, ...]:
         """Names of what the model takes beside the image."""
         models = await self._ask(self._calls.models())
-        ready = (each for each in reversed(models) if each["name"] == self._model and each["state"] == "READY")
-        return tuple(next((each["covariates"] for each in ready), ()))
+        ready = {int(m["version"]): m for m in models if m["name"] == self._model and m["state"] == "READY"}
+        return tuple(ready.get(self._version or _default(ready), {}).get("covariates", ()))
 
     async def _ask(self, call: Any) -> Any:
         """An answer, by as many attempts as the deadline allows."""
@@ -169,6 +169,11 @@ class AsyncClient:
                     raise failed.error from None
             await asyncio.sleep(pause)
             wait *= 2
+
+
+def _default(ready: dict[int, Any]) -> int:
+    """Of the versions in service that which answers; 0: there is none."""
+    return max(ready, key=lambda number: (ready[number]["reason"] != "withdrawn", number), default=0)
 
 
 def _waits(

@@ -153,6 +153,7 @@ def _encoded(answer: httpx.Response) -> Encoded:
         tuple(content["reasons"]),
         content["scores"],
         content["percentiles"],
+        content.get("keeps_contract"),
     )
 
 
