@@ -92,8 +92,8 @@ async def _serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> 
         tasks.append(asyncio.create_task(_watch(app, loop, settings.poll)))
         waiting = asyncio.create_task(leave.wait())
         await asyncio.wait({waiting, tasks[0]}, return_when=asyncio.FIRST_COMPLETED)
-        log.info("leaving")
         app.draining = True  # probes say so; requests are still answered
+        log.info("leaving")
         with contextlib.suppress(TimeoutError):
             leave.clear()
             await asyncio.wait_for(leave.wait(), settings.drain)  # a second signal does not wait

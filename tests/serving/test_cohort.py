@@ -429,3 +429,22 @@ def test_a_client_settles_on_a_version(bundles, tmp_path, scan_file):
             client.encode(scan_file)
         with Client(running.url, "blobs") as other:
             other.encode(scan_file)
+
+
+def test_a_server_keeps_the_contract_as_its_engine_does(server, engine, scans, tmp_path):
+    """A scan that was not prepared is no row, whoever encodes; and what stops a run is named."""
+    moved = blob_affine().copy()
+    moved[:3, 3] += 60
+    places = [tmp_path / "cohort" / name for name in ("a.nii.gz", "b.nii.gz")]
+    write_image(places[0], blob(FIRST), blob_affine())
+    write_image(places[1], blob(FIRST), moved)
+    tables = []
+    with Client(server.url, "blobs") as client:
+        for name, source in (("engine", engine), ("client", client)):
+            with pytest.raises(AlignmentError) as caught:
+                encode_files(source, [tmp_path / "cohort"], tmp_path / f"{name}.tsv")
+            assert str(places[1]) in " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+            left_out = encode_files(source, [tmp_path / "cohort"], tmp_path / f"{name}.tsv", skip_bad=True)
+            assert list(left_out) == [str(places[1])]
+            tables.append((tmp_path / f"{name}.tsv").read_bytes())
+    assert tables[0] == tables[1]
