@@ -59,7 +59,7 @@ def plain(data: bytes) -> Asked | None:
     r"""The head of a request, if it is plain; None: it goes the long way.
 
     >>> plain(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
-    Asked(name='m', version=None, key=None, json_length=None, length=2, start=57)
+    Asked(name='m', version=None, key=None, json_length=None, length=2, start=64)
     """
     found = _HEAD.match(data)
     if found is None:

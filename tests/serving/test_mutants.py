@@ -74,14 +74,14 @@ MUTANTS = {
         "real = Repository.get\nRepository.get = lambda self, name, version=None: real(self, name)"
     ),
     "metadata without the batch axis": (
-        "import orjson\nreal = app._json\n"
-        "app._json = lambda content, *rest: real(orjson.loads(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)"
+        "import orjson\nreal = app.as_json\n"
+        "app.as_json = lambda content, *rest: real(orjson.loads(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)"
         ".replace(b'[-1,', b'[')), *rest)"
     ),
     "no extensions": "app.EXTENSIONS = ()",
     "ready without a model": (
-        "from kerasvae_serving.app import App, _json\n"
-        "async def model_ready(self, request): return _json({'ready': True})\n"
+        "from kerasvae_serving.app import App, as_json\n"
+        "async def model_ready(self, request): return as_json({'ready': True})\n"
         "App._model_ready = model_ready"
     ),
 }
