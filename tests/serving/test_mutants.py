@@ -75,8 +75,10 @@ MUTANTS = {
     ),
     "metadata without the batch axis": (
         "import orjson\nreal = app.as_json\n"
-        "app.as_json = lambda content, *rest: real(orjson.loads(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)"
-        ".replace(b'[-1,', b'[')), *rest)"
+        "def as_json(content, *rest):\n"
+        "    words = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY).replace(b'[-1,', b'[')\n"
+        "    return real(orjson.loads(words), *rest)\n"
+        "app.as_json = as_json"
     ),
     "no extensions": "app.EXTENSIONS = ()",
     "ready without a model": (
