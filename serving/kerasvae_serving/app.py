@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.convertors import StringConvertor, register_url_convertor
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
@@ -36,7 +35,7 @@ from kerasvae_serving.metrics import CONTENT_TYPE, Metrics
 from kerasvae_serving.openapi import describe, page
 from kerasvae_serving.repository import DECODER, Repository, Version
 from kerasvae_serving.scans import Scans
-from kerasvae_serving.settings import Keys, Settings
+from kerasvae_serving.settings import Keys, Settings, key_of
 from kerasvae_serving.signatures import Signature
 from kerasvae_serving.work import Work
 
@@ -284,29 +283,24 @@ class App:
         """A handler whose errors become answers, and whose answers are counted."""
 
         async def endpoint(request: Request) -> Response:
+            path = request.scope["path"]
+            begun = time.perf_counter()
+            try:
+                if not path.startswith(OPEN) and name != "model_ready":
+                    self.admit(key_of(request.headers.get("authorization", ""), request.headers.get("x-api-key")))
+                response = await handler(request)
+            except ClientDisconnect:
+                response = Response(status_code=499)
+            except Exception as error:
+                response = self.failure(name, error)
+            quiet = path.startswith((*OPEN, "/metrics"))
             asked = request.path_params.get("model", "")
-            return await self._attempt(name, request.scope["path"], request.headers, asked, lambda: handler(request))
+            self.count(name, asked, response.status_code, time.perf_counter() - begun, quiet=quiet)
+            if self.draining:
+                response.headers["connection"] = "close"
+            return response
 
         return endpoint
-
-    async def _attempt(
-        self, name: str, path: str, headers: Headers, asked: str, call: Callable[[], Awaitable[Response]]
-    ) -> Response:
-        """An answer, whatever happens, counted and logged."""
-        begun = time.perf_counter()
-        try:
-            if not path.startswith(OPEN) and name != "model_ready":
-                self.admit(_key(headers))
-            response = await call()
-        except ClientDisconnect:
-            response = Response(status_code=499)
-        except Exception as error:
-            response = self.failure(name, error)
-        quiet = path.startswith((*OPEN, "/metrics"))
-        self.count(name, asked, response.status_code, time.perf_counter() - begun, quiet=quiet)
-        if self.draining:
-            response.headers["connection"] = "close"
-        return response
 
     def failure(self, endpoint: str, error: BaseException) -> Response:
         """The answer that an error becomes."""
@@ -332,11 +326,6 @@ class App:
         sentence = {404: "There is nothing at this path. See /docs.", 405: "This path takes another method. See /docs."}
         self.count("none", "", status, 0.0)
         return as_json({"error": sentence.get(status, "The request was refused.")}, status, headers)
-
-
-def _key(headers: Headers) -> str | None:
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
 
 
 def _place(request: Request) -> tuple[str, str | None]:

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from kerasvae.errors import KerasVAEError
 from kerasvae_serving import open_inference as oip
 from kerasvae_serving.body import Bodies
+from kerasvae_serving.settings import key_of
 
 if TYPE_CHECKING:
     from kerasvae_serving.app import App
@@ -78,13 +79,11 @@ def plain(data: bytes) -> Asked | None:
     length = fields.get(b"content-length", b"")
     if not length.isdigit() or len(length) > 12 or fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
         return None
-    scheme, _, key = fields.get(b"authorization", b"").partition(b" ")
-    given = key.strip() if scheme.lower() == b"bearer" else fields.get(b"x-api-key")
-    json_length = fields.get(oip.JSON_LENGTH.encode())
+    other, json_length = fields.get(b"x-api-key"), fields.get(oip.JSON_LENGTH.encode())
     return Asked(
         found[1].decode(),
         found[2].decode() if found[2] else None,
-        None if given is None else given.decode(),
+        key_of(fields.get(b"authorization", b"").decode(), None if other is None else other.decode()),
         None if json_length is None else json_length.decode(),
         int(length),
         place + 2,

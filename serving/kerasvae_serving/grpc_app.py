@@ -19,6 +19,7 @@ from kerasvae_serving import tf_tensors
 from kerasvae_serving.app import EXTENSIONS, PLATFORM, SERVER, App
 from kerasvae_serving.messages import message, service
 from kerasvae_serving.repository import DECODER
+from kerasvae_serving.settings import key_of
 from kerasvae_serving.signatures import Signature
 from kerasvae_serving.tf_rest import DEFAULT, signature_of
 
@@ -269,8 +270,7 @@ def _describe(made: Any, signature: Signature) -> None:
 
 def _key(context: grpc.aio.ServicerContext) -> str | None:
     given = {name.lower(): value for name, value in context.invocation_metadata() or ()}
-    scheme, _, key = str(given.get("authorization", "")).partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else str(given.get("x-api-key", ""))
+    return key_of(str(given.get("authorization", "")), str(given.get("x-api-key", "")))
 
 
 def _snake(name: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kerasvae.errors import ArgumentError
 
-__all__ = ["Keys", "Settings"]
+__all__ = ["Keys", "Settings", "key_of"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,12 @@ class Keys:
         """Whether a key is one of them; the time that takes says nothing about it."""
         given = _hash(key)
         return sum(hmac.compare_digest(given, each) for each in self._known) > 0  # all of them are compared
+
+
+def key_of(authorization: str, other: str | None) -> str | None:
+    """The key that a caller sends, as `Authorization: Bearer KEY` or else by itself, in `X-API-Key`."""
+    scheme, _, key = authorization.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else other
 
 
 def _hash(key: str) -> bytes:
