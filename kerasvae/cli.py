@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -410,15 +410,15 @@ def encode(
     for name, given in (("--model", model is not None), ("--api-key", api_key is not None)):
         if given and not url:
             raise ArgumentError(name, rule="go with --url", got="a bundle", fix="Add --url, or leave it out")
-    source: Client | Engine
-    if url:
-        if not model:
-            raise ArgumentError("--model", rule="name the server's model", got="nothing", fix="Add --model NAME")
-        source = Client(url, model, key=None if api_key is None else _key_in(api_key))
-    else:
-        source = Engine(paths[0], provider=provider, precision=precision)
+    if url and not model:
+        raise ArgumentError("--model", rule="name the server's model", got="nothing", fix="Add --model NAME")
     journal = part_of(out_, part or WHOLE)
-    with _resumable(journal, "Give the same command to go on") as bar:
+    with ExitStack() as held, _resumable(journal, "Give the same command to go on") as bar:
+        source: Client | Engine
+        if url and model:
+            source = held.enter_context(Client(url, model, key=None if api_key is None else _key_in(api_key)))
+        else:
+            source = Engine(paths[0], provider=provider, precision=precision)
         try:
             encode_all = partial(encode_files, source)
             if ray is not None and isinstance(source, Engine):

@@ -20,7 +20,7 @@ import pytest
 from kerasvae.errors import AnswerError, ArgumentError, DeadlineError, ServingError
 from kerasvae_serving import AsyncClient, Client, Engine
 from tests.conftest import blob, blob_affine, write_image
-from tests.serving.servers import Running
+from tests.serving.servers import Running, until
 
 
 class Scripted:
@@ -261,6 +261,46 @@ def test_the_deadline_is_that_of_the_whole_call(kind):
     with Dripping() as server, pytest.raises(DeadlineError, match=r"within 0\.5 s"):
         ask(kind, server.url, "encode", b"scan", deadline=0.5)
     assert 0 < server.given < 2000  # it was not waited for until the end
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_closed_client_gives_up_what_is_under_way(scheme):
+    """Also while it connects: nothing of it stays open, and nobody waits on."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(20)
+
+        async def closes(pause):
+            client = AsyncClient(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}", "m", deadline=60)
+            calls = [asyncio.ensure_future(client.infer(image=np.zeros((1, 2), np.float32))) for _ in range(2)]
+            await asyncio.sleep(pause)
+            await client.close()
+            for call in calls:
+                with pytest.raises(ServingError, match="The client must be open until its calls end"):
+                    await call
+            with pytest.raises(ServingError, match="must be open"):
+                await client.infer(image=np.zeros((1, 2), np.float32))
+            assert await client.ready() is False
+
+        for pause in (0.0, 0.001, 0.3):
+            asyncio.run(closes(pause))
+        with suppress(TimeoutError):
+            while True:  # whatever was opened is closed by now
+                connection, _ = silent.accept()
+                with connection:
+                    connection.settimeout(20)
+                    while connection.recv(2**16):
+                        pass
+                silent.settimeout(0.5)
+
+
+def test_a_client_in_a_thread_is_closed_over_its_calls():
+    with Scripted(200, body=ANSWER, wait=30.0) as slow, ThreadPoolExecutor(1) as pool:
+        client = Client(slow.url, "m", deadline=60)
+        call = pool.submit(client.encode, b"scan")
+        until(lambda: slow.asked)
+        client.close()
+        with pytest.raises(ServingError, match="must be open"):
+            call.result(timeout=20)
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])

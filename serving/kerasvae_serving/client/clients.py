@@ -58,12 +58,14 @@ class AsyncClient:
         self._url, self._model, self._version, self._server = url.rstrip("/"), model, version, server
         self._deadline = deadline
         self._calls, self._transport = _line(self._url, model, version, server, key, verify)
+        self._open: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     async def ready(self) -> bool:
         """Whether the server would answer; False also where nobody listens."""
         try:
             async with asyncio.timeout(self._deadline):
-                return bool(await self._transport.ask(self._calls.ready(), self._deadline))
+                return bool(await self._kept(self._transport.ask(self._calls.ready(), self._deadline)))
         except (ServingError, TimeoutError, AttemptError):
             return False
 
@@ -130,7 +132,12 @@ class AsyncClient:
         return {"server": "kerasvae", **known}
 
     async def close(self) -> None:
-        """Close its connections."""
+        """Give up the calls that are under way, which fail with a `ServingError`, and close its connections."""
+        self._closed = True
+        for task in self._open:
+            task.cancel()
+        if self._open:
+            await asyncio.wait(self._open)
         await self._transport.close()
 
     async def __aenter__(self) -> Self:
@@ -148,6 +155,26 @@ class AsyncClient:
         return tuple(ready.get(self._version or _default(ready), {}).get("covariates", ()))
 
     async def _ask(self, call: Any) -> Any:
+        return await self._kept(self._attempts(call))
+
+    async def _kept(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """What a coroutine gives, unless the client is closed meanwhile: a connection made after that would stay."""
+        over = ServingError("The client", rule="be open until its calls end", got="closed", fix="Close it later")
+        if self._closed:
+            coroutine.close()
+            raise over
+        task = asyncio.ensure_future(coroutine)
+        self._open.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if (caller := asyncio.current_task()) and caller.cancelling():
+                raise
+            raise over from None
+        finally:
+            self._open.discard(task)
+
+    async def _attempts(self, call: Any) -> Any:
         """An answer, by as many attempts as the deadline allows."""
         late = DeadlineError(
             "The answer",
