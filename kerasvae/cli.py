@@ -390,6 +390,7 @@ def encode(
     What is done is kept in the folder OUT.parts until the table is written: the same command goes on after an end of
     any kind.
     """
+    from kerasvae.allocator import keep_memory
     from kerasvae.errors import ArgumentError
     from kerasvae_serving import Client, Engine, encode_files
     from kerasvae_serving.shards import WHOLE, parse_shard, part_of
@@ -415,6 +416,7 @@ def encode(
     journal = part_of(out_, part or WHOLE)
     with ExitStack() as held, _resumable(journal, "Give the same command to go on") as bar:
         source: Client | Engine
+        keep_memory()
         if url and model:
             source = held.enter_context(Client(url, model, key=None if api_key is None else _key_in(api_key)))
         else:
@@ -499,9 +501,11 @@ def serve(
 ) -> None:
     """Answer over HTTP and gRPC; no TensorFlow. Example: `kerasvae serve bundle --port 8000`."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the log is JSON
+    from kerasvae.allocator import keep_memory
     from kerasvae_serving.server import serve as run_server
     from kerasvae_serving.settings import Settings
 
+    keep_memory()
     settings = Settings(
         host=host,
         port=port,

@@ -1,19 +1,41 @@
-"""Answers over HTTP: JSON, and what an error becomes."""
+"""Answers over HTTP: what a piece of work made, JSON, and what an error becomes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import orjson
 from starlette.responses import Response
 
 from kerasvae.errors import KerasVAEError, ServingError
 
-__all__ = ["as_json", "refuse"]
+__all__ = ["BINARY", "JSON", "Made", "as_json", "json_of", "refuse"]
 
 log = logging.getLogger("kerasvae.serving")
+JSON, BINARY = "application/json", "application/octet-stream"
+
+
+class Made(NamedTuple):
+    """What a piece of work made of a request.
+
+    Args:
+        content: The body of the answer.
+        kind: Its media type.
+        headers: Further ones.
+        told: What is then counted, in the loop.
+    """
+
+    content: bytes
+    kind: str = JSON
+    headers: Mapping[str, str] = {}
+    told: Callable[[], None] = lambda: None
+
+    def response(self) -> Response:
+        """For Starlette; what is to be counted is."""
+        self.told()
+        return Response(self.content, headers=dict(self.headers), media_type=self.kind)
 
 
 def refuse(error: KerasVAEError) -> Response:
@@ -33,5 +55,9 @@ def refuse(error: KerasVAEError) -> Response:
 
 def as_json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """An answer in JSON; arrays become lists."""
-    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(data, status, dict(headers or {}), "application/json")
+    return Response(json_of(content), status, dict(headers or {}), JSON)
+
+
+def json_of(content: Any) -> bytes:
+    """JSON, in which arrays become lists."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)

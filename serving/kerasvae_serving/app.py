@@ -27,7 +27,7 @@ from kerasvae.errors import (
 )
 from kerasvae_serving import open_inference as oip
 from kerasvae_serving import tf_rest
-from kerasvae_serving.answers import as_json, refuse
+from kerasvae_serving.answers import BINARY, JSON, Made, as_json, refuse
 from kerasvae_serving.batching import Batches
 from kerasvae_serving.body import Bodies
 from kerasvae_serving.express import Express
@@ -74,8 +74,9 @@ class App:
         self.draining = False
         self._bodies = Bodies(settings.max_body, 4 * settings.max_body, settings.patience)
         self._keys = None if settings.keys is None else Keys(settings.keys)
+        self.scans = Scans(repository, settings, self.work, self.metrics, self._bodies)
         verbs: dict[str, Callable[[Request, str, str | None], Awaitable[Response]]] = {
-            **Scans(repository, settings, self.work, self.metrics, self._bodies).verbs,
+            **self.scans.verbs,
             "predict": self._predict,
             "rollback": self._rollback,
             "activate": self._activate,
@@ -113,7 +114,7 @@ class App:
 
     @property
     def express(self) -> Express:
-        """What answers plain inference requests past ASGI."""
+        """What answers plain requests past ASGI."""
         return Express(self, self._bodies)
 
     @property
@@ -184,22 +185,21 @@ class App:
         found, signature = self.repository.resolve(name, version)
         body = await self._bodies.read(request.headers, request.receive)
         json_length = request.headers.get(oip.JSON_LENGTH)
-        content, length = await self.work.run(lambda: self.infer(found, signature, name, body, json_length))
-        if length is None:
-            return Response(content, media_type="application/json")
-        return Response(content, headers={oip.JSON_LENGTH: str(length)}, media_type="application/octet-stream")
+        made = await self.work.run(lambda: self.infer(found, signature, name, body, json_length))
+        return made.response()
 
     def infer(
         self, found: Version, signature: Signature, name: str, body: bytes | memoryview, json_length: str | None
-    ) -> tuple[bytes, int | None]:
-        """The body of an answer to an inference request, and the length of its JSON; a piece of work.
+    ) -> Made:
+        """The answer to an inference request; a piece of work.
 
         Raises:
             ArgumentError: If the request is outside the protocol.
         """
         asked = oip.parse(body, json_length, signature.inputs)
         made = self.run(signature, asked.inputs)
-        return oip.respond(asked, made, model=name, version=str(found.number))
+        content, length = oip.respond(asked, made, model=name, version=str(found.number))
+        return Made(content) if length is None else Made(content, BINARY, {oip.JSON_LENGTH: str(length)})
 
     # TF Serving's REST, and versions
 
@@ -234,7 +234,7 @@ class App:
             asked = tf_rest.parse(body, found.signatures)
             return tf_rest.respond(asked, self.run(asked.signature, asked.inputs))
 
-        return Response(await self.work.run(work), media_type="application/json")
+        return Response(await self.work.run(work), media_type=JSON)
 
     async def _rollback(self, request: Request, name: str, version: str | None) -> Response:
         self._at_home(request)

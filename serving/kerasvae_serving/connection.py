@@ -30,7 +30,7 @@ PIPELINE = 32
 
 
 class Connection(asyncio.BufferedProtocol):
-    """A connection; plain inference requests go the short way, all else is uvicorn's.
+    """A connection; plain requests go the short way, all else is uvicorn's.
 
     What is read lies in one buffer that all connections share, as each hands on what it read before another reads. The
     body of a plain request is read to where it stays, its tensors where the processor likes them.

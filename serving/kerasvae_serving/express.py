@@ -1,8 +1,9 @@
-"""The short way of an inference request: from the socket to the graph and back, past HTTP parser, ASGI and Starlette.
+"""The short way of a request: from the socket to the work and back, past HTTP parser, ASGI and Starlette.
 
-A small image is encoded in the time that those take. What goes this way is plain: `POST /v2/models/…/infer` whose head
-came in one piece, with a Content-Length and without anything that changes how a message is read, for a model that is
-in service and from a caller who may ask. All else, and with it nearly every refusal, goes the long way.
+A small image is encoded in the time that those take. What goes this way is plain: `POST /v2/models/…/infer`, or
+`POST /v1/models/…:encode` or `:score` with the file itself as its body and without covariates, whose head came in one
+piece, with a Content-Length and without anything that changes how a message is read, for a model that is in service
+and from a caller who may ask. All else, and with it nearly every refusal, goes the long way.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from starlette.responses import Response
 
 from kerasvae.errors import KerasVAEError
 from kerasvae_serving import open_inference as oip
+from kerasvae_serving.answers import Made
 from kerasvae_serving.body import Bodies
+from kerasvae_serving.scans import is_file
 from kerasvae_serving.settings import key_of
 
 if TYPE_CHECKING:
@@ -30,7 +33,11 @@ __all__ = ["Asked", "Express", "plain"]
 Answer = Callable[[list[bytes], bool], None]
 LONGEST = 2**13
 """Bytes of a head."""
-_HEAD = re.compile(rb"POST /v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer HTTP/1\.1\r\n")
+_MODEL = rb"([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?"
+_HEADS = (
+    re.compile(rb"POST /v2/models/%s/(infer) HTTP/1\.1\r\n" % _MODEL),
+    re.compile(rb"POST /v1/models/%s:(encode|score) HTTP/1\.1\r\n" % _MODEL),
+)
 _FIELD = re.compile(rb"([A-Za-z0-9-]+):[ \t]*([!-~](?:[ -~]*[!-~])?)[ \t]*\r\n")
 _OTHERWISE = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"te", b"trailer", b"proxy-connection"}
 """Fields that change how a message is read."""
@@ -40,7 +47,8 @@ class Asked(NamedTuple):
     """The head of a plain request.
 
     Args:
-        name: Of the graph.
+        verb: infer, encode or score.
+        name: Of the graph, or of the model.
         version: As it was given.
         key: API key.
         json_length: The field Inference-Header-Content-Length.
@@ -48,6 +56,7 @@ class Asked(NamedTuple):
         start: Where that begins.
     """
 
+    verb: str
     name: str
     version: str | None
     key: str | None
@@ -60,9 +69,9 @@ def plain(data: bytes) -> Asked | None:
     r"""The head of a request, if it is plain; None: it goes the long way.
 
     >>> plain(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
-    Asked(name='m', version=None, key=None, json_length=None, length=2, start=64)
+    Asked(verb='infer', name='m', version=None, key=None, json_length=None, length=2, start=64)
     """
-    found = _HEAD.match(data)
+    found = _HEADS[0].match(data) or _HEADS[1].match(data)
     if found is None:
         return None
     place = found.end()
@@ -79,8 +88,12 @@ def plain(data: bytes) -> Asked | None:
     length = fields.get(b"content-length", b"")
     if not length.isdigit() or len(length) > 12 or fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
         return None
+    verb = found[3].decode()
+    if verb != "infer" and not is_file(fields.get(b"content-type", b"").partition(b";")[0].strip().lower().decode()):
+        return None
     other, json_length = fields.get(b"x-api-key"), fields.get(oip.JSON_LENGTH.encode())
     return Asked(
+        verb,
         found[1].decode(),
         found[2].decode() if found[2] else None,
         key_of(fields.get(b"authorization", b"").decode(), None if other is None else other.decode()),
@@ -108,7 +121,7 @@ class Express:
             return False
         try:
             self._app.admit(asked.key)
-            self._app.repository.resolve(asked.name, asked.version)
+            self._work(asked, memoryview(b""))
         except KerasVAEError:
             return False
         return True
@@ -117,12 +130,23 @@ class Express:
         """Work on a request, and call `answer` in the loop with what is to be sent and whether to close then."""
         done = partial(self._done, asked, answer, time.perf_counter())
         try:
-            found, signature = self._app.repository.resolve(asked.name, asked.version)
-            work = partial(self._app.infer, found, signature, asked.name, body, asked.json_length)
-            return self._app.work.start(work, done)
+            return self._app.work.start(self._work(asked, body), done)
         except Exception as error:
             done(None, error)
             return None
+
+    def _work(self, asked: Asked, body: memoryview) -> Callable[[], Made]:
+        """What is to be done.
+
+        Raises:
+            UnknownModelError: If the model is not in service.
+        """
+        app = self._app
+        if asked.verb == "infer":
+            found, signature = app.repository.resolve(asked.name, asked.version)
+            return partial(app.infer, found, signature, asked.name, body, asked.json_length)
+        found = app.repository.get(asked.name, asked.version)
+        return lambda: app.scans.answer(found, asked.verb, bytes(body))
 
     def refuse(self, asked: Asked, error: Exception, answer: Answer) -> None:
         """Answer that it cannot be worked on."""
@@ -131,20 +155,20 @@ class Express:
     def _done(self, asked: Asked, answer: Answer, begun: float, made: Any, error: BaseException | None) -> None:
         app = self._app
         if error is None:
-            content, json_length = made
-            kind = b"application/json"
-            if json_length is not None:
-                kind = b"application/octet-stream\r\n%s: %d" % (oip.JSON_LENGTH.encode(), json_length)
-            head = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: %d\r\n" % (kind, len(content))
-            status, close = 200, False
+            content, told, status, close = made.content, made.told, 200, False
+            more = "".join(f"{name}: {value}\r\n" for name, value in made.headers.items())
+            head = f"HTTP/1.1 200 OK\r\ncontent-type: {made.kind}\r\ncontent-length: {len(content)}\r\n{more}".encode()
         else:
-            response = app.failure("infer", error)
+            told = None
+            response = app.failure(asked.verb, error)
             head, content, status = _head(response), bytes(response.body), response.status_code
             close = response.headers.get("connection") == "close"
-        app.count("infer", asked.name, status, time.perf_counter() - begun)
         if app.draining and not close:
             head, close = head + b"connection: close\r\n", True
         answer([head + b"\r\n", content], close)
+        app.count(asked.verb, asked.name, status, time.perf_counter() - begun)
+        if told is not None:
+            told()
 
 
 def _head(response: Response) -> bytes:

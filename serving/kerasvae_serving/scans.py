@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from kerasvae.errors import ArgumentError, MediaTypeError
 from kerasvae.preprocess.nifti import image_of, sform_code_of
-from kerasvae_serving.answers import as_json
+from kerasvae_serving.answers import Made, json_of
 from kerasvae_serving.body import Bodies, form
 from kerasvae_serving.gate import Examined, examine
 from kerasvae_serving.metrics import Metrics
@@ -21,10 +21,11 @@ from kerasvae_serving.repository import Repository, Version
 from kerasvae_serving.settings import Settings
 from kerasvae_serving.work import Work
 
-__all__ = ["Scans"]
+__all__ = ["Scans", "is_file"]
 
+MAPS = ("reconstruct", "deviation")
 FORM = "multipart/form-data"
-TYPES = ("", FORM, "application/octet-stream", "application/gzip", "application/x-gzip", "application/x-nifti")
+TYPES = ("", "application/octet-stream", "application/gzip", "application/x-gzip", "application/x-nifti")
 
 
 class Scans:
@@ -43,45 +44,56 @@ class Scans:
     ) -> None:
         self._repository, self._settings, self._work = repository, settings, work
         self._metrics, self._bodies = metrics, bodies
-        self.verbs: dict[str, Callable[[Request, str, str | None], Awaitable[Response]]] = {
-            "encode": self._encode,
-            "score": self._score,
-            "reconstruct": partial(self._map, "reconstruction"),
-            "deviation": partial(self._map, "deviation"),
+        self._makers: dict[str, Callable[[Version, Examined, str], Made]] = {
+            "encode": _codes,
+            "score": _scores,
+            "reconstruct": partial(_map, "reconstruction"),
+            "deviation": partial(_map, "deviation"),
         }
 
-    async def _encode(self, request: Request, name: str, version: str | None) -> Response:
-        found, seen, _ = await self._scan(request, name, version)
-        outputs = {key: value[0] for key, value in seen.codes.items()}
-        return as_json(_about(found, seen) | {"outputs": outputs})
+    @property
+    def verbs(self) -> dict[str, Callable[[Request, str, str | None], Awaitable[Response]]]:
+        """What answers each verb: a coroutine of a request, a model's name and version."""
+        return {verb: partial(self._verb, verb) for verb in self._makers}
 
-    async def _score(self, request: Request, name: str, version: str | None) -> Response:
-        _ = self._repository.get(name, version).engine.reference  # without one there is nothing to answer
-        found, seen, _ = await self._scan(request, name, version)
-        return as_json(_about(found, seen))
+    def answer(
+        self,
+        found: Version,
+        verb: str,
+        body: bytes,
+        covariates: Mapping[str, str] | None = None,
+        space: str = "native",
+    ) -> Made:
+        """The answer to a scan; a piece of work.
 
-    async def _map(self, kind: str, request: Request, name: str, version: str | None) -> Response:
-        space = request.query_params.get("space", "native")
+        Args:
+            found: The model.
+            verb: What is asked.
+            body: The bytes of a file.
+            covariates: Of the person.
+            space: Of a map.
+
+        Raises:
+            VolumeError: If the scan cannot be used.
+            ArgumentError: If a covariate is missing or outside its rule.
+            UnsupportedError: If scores are asked of a model that has no reference people.
+        """
+        engine = found.engine
+        if verb == "score":
+            _ = engine.reference  # without one there is nothing to answer
+        strict, most = self._settings.strict, self._settings.max_voxels
+        seen = examine(engine, body, covariates, strict=strict, max_voxels=most)
+        return self._makers[verb](found, seen, space)._replace(told=partial(self._count, found, seen))
+
+    def _count(self, found: Version, seen: Examined) -> None:
+        manifest = found.engine.manifest
+        center = seen.codes[manifest.outputs[0].name]
+        self._metrics.scan(found.name, found.number, center, seen.scores, seen.in_distribution, manifest.reference)
+
+    async def _verb(self, verb: str, request: Request, name: str, version: str | None) -> Response:
+        space = request.query_params.get("space", "native") if verb in MAPS else "native"
         if space not in ("native", "model"):
             raise ArgumentError("space", rule="be native or model", got=repr(space)[:60], fix="Leave it out for native")
-        found, seen, content = await self._scan(request, name, version, partial(_map_of, kind, space))
-        headers = {
-            "X-Kerasvae-In-Distribution": str(seen.in_distribution).lower(),
-            "X-Kerasvae-Reasons": json.dumps(list(seen.reasons)),
-            "X-Kerasvae-Percentiles": json.dumps(_about(found, seen)["percentiles"]),
-            "X-Kerasvae-Model-Version": str(found.number),
-            "Content-Disposition": f'attachment; filename="{kind}.nii.gz"',
-        }
-        return Response(content, headers=headers, media_type="application/gzip")
-
-    async def _scan(
-        self,
-        request: Request,
-        name: str,
-        version: str | None,
-        then: Callable[[Version, Examined], bytes] = lambda found, seen: b"",
-    ) -> tuple[Version, Examined, bytes]:
-        """Examine the scan of a request, and what is then made of it."""
         found = self._repository.get(name, version)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         fields: Mapping[str, str] = {}
@@ -91,17 +103,13 @@ class Scans:
             body, fields = await form(request, body)
         given = {**request.query_params, **fields}
         covariates = _covariates_of(found, {name: value for name, value in given.items() if name != "space"})
+        made = await self._work.run(partial(self.answer, found, verb, body, covariates, space))
+        return made.response()
 
-        def work() -> tuple[Examined, bytes]:
-            strict, most = self._settings.strict, self._settings.max_voxels
-            seen = examine(found.engine, body, covariates, strict=strict, max_voxels=most)
-            return seen, then(found, seen)
 
-        seen, made = await self._work.run(work)
-        manifest = found.engine.manifest
-        center = seen.codes[manifest.outputs[0].name]
-        self._metrics.scan(found.name, found.number, center, seen.scores, seen.in_distribution, manifest.reference)
-        return found, seen, made
+def is_file(kind: str) -> bool:
+    """Whether a media type is that of a body which is the file itself."""
+    return kind in TYPES or kind.startswith("image/")
 
 
 def _check_type(kind: str) -> None:
@@ -110,7 +118,7 @@ def _check_type(kind: str) -> None:
     Raises:
         MediaTypeError: If so.
     """
-    if kind not in TYPES and not kind.startswith("image/"):
+    if kind != FORM and not is_file(kind):
         rule = f"be application/octet-stream, application/gzip or {FORM}"
         raise MediaTypeError("Content-Type", rule=rule, got=repr(kind)[:60], fix="Send the file's bytes")
 
@@ -146,8 +154,17 @@ def _about(found: Version, seen: Examined) -> dict[str, Any]:
     }
 
 
-def _map_of(kind: str, space: str, found: Version, seen: Examined) -> bytes:
-    """A map as the bytes of a .nii.gz file."""
+def _codes(found: Version, seen: Examined, space: str) -> Made:
+    outputs = {key: value[0] for key, value in seen.codes.items()}
+    return Made(json_of(_about(found, seen) | {"outputs": outputs}))
+
+
+def _scores(found: Version, seen: Examined, space: str) -> Made:
+    return Made(json_of(_about(found, seen)))
+
+
+def _map(kind: str, found: Version, seen: Examined, space: str) -> Made:
+    """A map as a .nii.gz file."""
     engine = found.engine
     made = engine.deviation_map if kind == "deviation" else engine.reconstruct
     values = made(seen.image, seen.covariates)[0]
@@ -156,4 +173,11 @@ def _map_of(kind: str, space: str, found: Version, seen: Examined) -> bytes:
     else:
         grid = engine.pipeline.grid
         image = image_of(values, grid.matrix, sform_code_of(grid.space))
-    return gzip.compress(image.to_bytes(), 1, mtime=0)
+    headers = {
+        "X-Kerasvae-In-Distribution": str(seen.in_distribution).lower(),
+        "X-Kerasvae-Reasons": json.dumps(list(seen.reasons)),
+        "X-Kerasvae-Percentiles": json.dumps(_about(found, seen)["percentiles"]),
+        "X-Kerasvae-Model-Version": str(found.number),
+        "Content-Disposition": f'attachment; filename="{kind}.nii.gz"',
+    }
+    return Made(gzip.compress(image.to_bytes(), 1, mtime=0), "application/gzip", headers)

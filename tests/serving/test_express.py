@@ -1,4 +1,4 @@
-"""The short way of inference requests: what goes it, that it answers as the long way does, and its manners."""
+"""The short way of plain requests: what goes it, that it answers as the long way does, and its manners."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kerasvae_serving.express import plain
 from tests.serving.servers import WAIT_S, Running, infer, until
 
 START = b"POST /v2/models/blobs/infer HTTP/1.1\r\n"
+SCAN = b"POST /v1/models/blobs:encode HTTP/1.1\r\n"
 
 
 def head(*fields: bytes, start: bytes = START) -> bytes:
@@ -27,6 +28,10 @@ PLAIN = [
     head(b"content-length:3"),
     head(b"Content-Length: 3", b"Connection: Keep-Alive", b"Accept: */*"),
     head(b"Content-Length: 3", start=b"POST /v2/models/a.b-c_1/versions/12/infer HTTP/1.1\r\n"),
+    head(b"Content-Length: 3", start=SCAN),
+    head(b"Content-Length: 3", b"Content-Type: application/octet-stream", start=SCAN),
+    head(b"Content-Length: 3", b"Content-Type: Image/X-NIfTI; a=b", start=SCAN.replace(b"encode", b"score")),
+    head(b"Content-Length: 3", start=SCAN.replace(b":", b"/versions/12:", 1)),
 ]
 OTHER = {
     "another method": head(b"Content-Length: 3", start=START.replace(b"POST", b"GET")),
@@ -51,6 +56,11 @@ OTHER = {
     "a lone line feed": START + b"Content-Length: 3\n\r\n",
     "a field without a name": head(b"Content-Length: 3", b": a"),
     "a zero byte": head(b"Content-Length: 3", b"X: a\0b"),
+    "a form": head(b"Content-Length: 3", b"Content-Type: multipart/form-data; boundary=x", start=SCAN),
+    "a file of words": head(b"Content-Length: 3", b"Content-Type: text/plain", start=SCAN),
+    "covariates": head(b"Content-Length: 3", start=SCAN.replace(b"encode", b"encode?age=70")),
+    "a map": head(b"Content-Length: 3", start=SCAN.replace(b"encode", b"deviation")),
+    "a verb of the other protocol": head(b"Content-Length: 3", start=SCAN.replace(b"encode", b"infer")),
     "half a head": head(b"Content-Length: 3")[:-2],
 }
 
@@ -135,6 +145,30 @@ def test_both_ways_answer_alike(server, prepared):
         assert (short.status_code, short.json()) == (long.status_code, long.json()), name
         assert short.headers["content-type"] == long.headers["content-type"], name
     assert short.status_code == 400
+
+
+def test_both_ways_answer_alike_about_scans(server, scan_file):
+    """The short and the long way: the same status, words and numbers, and each is counted once."""
+    whole = scan_file.read_bytes()
+    bodies = {"good": whole, "cut": whole[:-100], "empty": b"", "no image": b"x" * 400}
+    for model, name in [(m, n) for m in ("blobs", "aged", "nobody") for n in bodies]:
+        for verb in ("encode", "score"):
+            url = f"{server.url}/v1/models/{model}:{verb}"
+            counted = sum_of(server, f'model="{model}"')
+            short = httpx.post(url, content=bodies[name], timeout=WAIT_S)
+            long = httpx.post(url, content=iter([bodies[name]]), timeout=WAIT_S)
+            assert "transfer-encoding" in long.request.headers
+            assert (short.status_code, short.json()) == (long.status_code, long.json()), (model, verb, name)
+            assert short.headers["content-type"] == long.headers["content-type"]
+            grown = sum_of(server, f'model="{model}"') - counted
+            assert grown == (2 if short.status_code == 200 else 0)
+            assert (short.status_code == 200) == (model == "blobs" and name == "good")
+
+
+def sum_of(server, words: str) -> float:
+    """Of the counter of scans."""
+    lines = [line for line in server.get("/metrics").text.splitlines() if words in line]
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("kerasvae_scans_total"))
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 7, 300])
