@@ -5,9 +5,9 @@ Exit status: 0 done, 1 the work failed, 2 the call was wrong.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from kerasvae.backend import require_tensorflow
 from kerasvae.errors import KerasVAEError
+from kerasvae.terminal import bar, err, out, resumable
 
 if TYPE_CHECKING:
     from kerasvae.training.run import Run
@@ -38,9 +36,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="From a folder of brain images to a deployable encoder that you can trust.",
 )
-# without markup: a path may hold brackets
-out = Console(highlight=False, soft_wrap=True, markup=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 EXTRAS = {
     "train": (
@@ -69,45 +64,13 @@ BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle f
 
 
 @contextmanager
-def _bar() -> Iterator[Any]:
-    """A function `(stage, done, total, text)` that draws one line a stage on the terminal's error stream.
-
-    Within, Ctrl-C takes effect at the next call of the function, between two pieces of work: raised inside TensorFlow
-    it can be lost or come out as something else. A second Ctrl-C takes effect at once.
-    """
-    columns = (TextColumn("{task.description:<11}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[text]}"), console=err) as bars:
-        tasks: dict[str, Any] = {}
-        pressed: list[int] = []
-
-        def press(number: int, frame: Any) -> None:
-            if pressed:
-                raise KeyboardInterrupt
-            pressed.append(number)
-
-        def report(stage: str, done: int, total: int, text: str = "") -> None:
-            if pressed:
-                raise KeyboardInterrupt
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total, text=text)
-            bars.update(tasks[stage], completed=done, total=total, text=text)
-
-        before = signal.signal(signal.SIGINT, press)
-        try:
-            yield report
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _resumable(folder: Path, how: str = "Add --resume to the same command to go on") -> Iterator[Any]:
-    """`_bar` around work that can go on where Ctrl-C stopped it."""
+def _swift_imports() -> Iterator[None]:
+    """Within, no garbage is looked for: imports make none, and looking takes an eighth of their time."""
+    gc.disable()
     try:
-        with _bar() as report:
-            yield report
-    except KeyboardInterrupt:
-        err.print(f"\nInterrupted. {how}; so far: {folder}")
-        raise typer.Exit(130) from None
+        yield
+    finally:
+        gc.enable()
 
 
 def _load_tensorflow() -> None:
@@ -138,7 +101,7 @@ def simulate(
     """Simulate a cohort with known ground truth. Example: `kerasvae simulate cohort --people 60 --seed 1`."""
     from kerasvae.data.simulate import simulate as run_simulation
 
-    with _bar() as report:
+    with bar() as report:
         path = run_simulation(
             directory,
             people=people,
@@ -165,7 +128,7 @@ def train(
     _load_tensorflow()
     from kerasvae.training.train import train as run_training
 
-    with _resumable(out_) as report:
+    with resumable(out_) as report:
         run = run_training(chosen, data, out_, resume=resume, progress=report)
     _report(run)
     _say_metrics(run.metrics)
@@ -193,7 +156,7 @@ def cross_validate(
     _load_tensorflow()
     from kerasvae.analysis.cross_validation import cross_validate as run_all
 
-    with _resumable(out_) as report:
+    with resumable(out_) as report:
         found = run_all(chosen, data, out_, folds=folds, seeds=seeds, resume=resume, progress=report)
     if json_:
         sys.stdout.write(json.dumps(found) + "\n")
@@ -275,7 +238,7 @@ def export(
     quantize: Annotated[str, typer.Option(help="Further ONNX graphs with fewer bits: float16,int8.")] = "",
 ) -> None:
     """Export SavedModel, ONNX and manifest as one folder. Example: `kerasvae export run bundle --name brain`."""
-    with err.status("Writing SavedModel and ONNX, and comparing them with the model …"):
+    with err.console.status("Writing SavedModel and ONNX, and comparing them with the model …"):
         _load_tensorflow()
         from kerasvae_export import export_run
 
@@ -318,7 +281,7 @@ def verify(
             got=", ".join(name for name, value in given.items() if value is not None),
             fix="Give one or the other",
         )
-    with err.status("Running the engines on the golden case …"):
+    with err.console.status("Running the engines on the golden case …"):
         _load_tensorflow()
         from kerasvae_export import Signer
         from kerasvae_export import verify as run_checks
@@ -338,7 +301,7 @@ def verify(
     else:
         for check in checks:
             mark, colour = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("not run", "yellow")}[check.ok]
-            _say(out, mark, colour, f"  {check.name}: {check.detail}")
+            out.say(mark, colour, f"  {check.name}: {check.detail}")
     if failed:
         raise typer.Exit(1)
 
@@ -414,7 +377,7 @@ def encode(
     if url and not model:
         raise ArgumentError("--model", rule="name the server's model", got="nothing", fix="Add --model NAME")
     journal = part_of(out_, part or WHOLE)
-    with ExitStack() as held, _resumable(journal, "Give the same command to go on") as bar:
+    with ExitStack() as held, resumable(journal, "Give the same command to go on") as show:
         source: Client | Engine
         keep_memory()
         if url and model:
@@ -434,7 +397,7 @@ def encode(
                 skip_bad=skip_bad,
                 shard=part,
                 restart=restart,
-                progress=lambda done, total: bar("encode", done, total),
+                progress=lambda done, total: show("encode", done, total),
             )
         except KerasVAEError as error:
             if error.exit_code == 1 and journal.is_file():
@@ -457,7 +420,7 @@ def gather(
 
 def _say_left_out(left_out: dict[str, str]) -> None:
     for path, reason in left_out.items():
-        _say(err, "Left out", "yellow", f" {path}: {reason}")
+        err.say("Left out", "yellow", f" {path}: {reason}")
 
 
 def _key_in(path: Path) -> str:
@@ -501,9 +464,10 @@ def serve(
 ) -> None:
     """Answer over HTTP and gRPC; no TensorFlow. Example: `kerasvae serve bundle --port 8000`."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the log is JSON
-    from kerasvae.allocator import keep_memory
-    from kerasvae_serving.server import serve as run_server
-    from kerasvae_serving.settings import Settings
+    with _swift_imports():
+        from kerasvae.allocator import keep_memory
+        from kerasvae_serving.server import serve as run_server
+        from kerasvae_serving.settings import Settings
 
     keep_memory()
     settings = Settings(
@@ -559,11 +523,6 @@ def demo(
     )
 
 
-def _say(console: Console, word: str, colour: str, text: str) -> None:
-    """One line that begins with a coloured word."""
-    console.print(Text.assemble((word, colour), text))
-
-
 def _report(run: Run, beside: Path | None = None) -> Path:
     from kerasvae.analysis.report import write_report
 
@@ -614,7 +573,7 @@ def main() -> None:
         app()
     except KerasVAEError as error:
         about = "".join(f" {note}:" for note in getattr(error, "__notes__", []))
-        _say(err, "Error:", "red", f"{about} {error}")
+        err.say("Error:", "red", f"{about} {error}")
         raise SystemExit(error.exit_code) from None
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
@@ -622,7 +581,7 @@ def main() -> None:
         if missing not in extra:
             raise
         needed = "export" if set(sys.argv[1:2]) & {"export", "verify", "sign"} else extra[missing]
-        _say(err, "Error:", "red", f" this command needs {missing}. Install kerasvae with the extra {needed!r}")
+        err.say("Error:", "red", f" this command needs {missing}. Install kerasvae with the extra {needed!r}")
         raise SystemExit(1) from None
 
 

@@ -41,6 +41,7 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     _buffer = memoryview(bytearray(TOGETHER))
+    _first = _buffer[:LONGEST]  # little of a body comes with its head: the rest is read to where it stays
 
     def __init__(self, *arguments: Any, express: Express | None, patience: float, **named: Any) -> None:
         self._to = _Patient(self, *arguments, patience=patience, **named)
@@ -67,7 +68,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where to read to."""
-        return self._body[self._place :] if self._place < len(self._body) else self._buffer
+        if self._place < len(self._body):
+            return self._body[self._place :]
+        return self._first if self._to.between else self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """What was read."""

@@ -66,6 +66,7 @@ class Engine:
         self._graphs = {part: self._bundle.graph(part, precision) for part in ("encoder", "decoder")}
         self._precision = precision
         self._sessions: dict[tuple[str, int], onnxruntime.InferenceSession] = {}
+        self._names: dict[str, list[str]] = {}
         few = self.manifest.reduced.get(precision)
         self._tolerance = TOLERANCE if few is None else TOLERANCE + 2 * few.golden_difference
         if threads < 1:
@@ -295,6 +296,7 @@ class Engine:
             if used != PROVIDERS[self.provider][0]:  # ONNX Runtime falls back without an error
                 rule = f"run on {self.provider}"
                 raise BundleError(path, rule=rule, got=used, fix="Check the drivers, or use another --provider")
+            self._names[part] = [output.name for output in made.get_outputs()]
             self._sessions[part, threads] = made
         return self._sessions[part, threads]
 
@@ -306,7 +308,7 @@ class Engine:
         step = rows if self.provider == "cuda" else few
         starts = range(0, rows, step)
         session = self._session(part, self._threads if len(starts) == 1 else 1)
-        names = [output.name for output in session.get_outputs()]
+        names = self._names[part]
 
         def run(start: int) -> list[NDArray]:
             found: list[NDArray] = session.run(names, {key: x[start : start + step] for key, x in given.items()})

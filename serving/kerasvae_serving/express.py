@@ -8,10 +8,11 @@ and from a caller who may ask. All else, and with it nearly every refusal, goes 
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,6 +72,12 @@ def plain(data: bytes) -> Asked | None:
     >>> plain(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
     Asked(verb='infer', name='m', version=None, key=None, json_length=None, length=2, start=64)
     """
+    end = data.find(b"\r\n\r\n")
+    return None if end < 0 else _known(data[: end + 4])
+
+
+@lru_cache(maxsize=64)  # a client sends the same head again and again
+def _known(data: bytes) -> Asked | None:
     found = _HEADS[0].match(data) or _HEADS[1].match(data)
     if found is None:
         return None
@@ -166,7 +173,11 @@ class Express:
         if app.draining and not close:
             head, close = head + b"connection: close\r\n", True
         answer([head + b"\r\n", content], close)
-        app.count(asked.verb, asked.name, status, time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        asyncio.get_running_loop().call_soon(self._count, asked, status, seconds, told)  # the answer goes out first
+
+    def _count(self, asked: Asked, status: int, seconds: float, told: Callable[[], None] | None) -> None:
+        self._app.count(asked.verb, asked.name, status, seconds)
         if told is not None:
             told()
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -41,6 +42,8 @@ DATATYPES = {
 }  # fmt: skip
 """The protocol's names of numpy's types."""
 _NAMES = {np.dtype(code): name for name, code in DATATYPES.items()}
+SHORT = 2**10
+"""Bytes of a request's JSON that may be remembered."""
 MAX_AXES = 8
 MAX_ROWS = 1024
 """Images in one request."""
@@ -97,35 +100,66 @@ def parse(body: bytes | memoryview, json_length: str | None, known: Sequence[Ten
     """
     view = memoryview(body)
     length = len(body) if json_length is None else _length(json_length, len(body))
-    content = _mapping("The body", json_of(view[:length]))
-    entries = _sequence("inputs", content.get("inputs"))
+    content = view[:length]
+    head = _known(bytes(content)) if length <= SHORT else _head(content)
     place, inputs = length, {}
-    for entry in entries:
-        entry = _mapping("An entry of inputs", entry)
-        name, shape, kind = _described(entry)
-        size = _parameters(f"parameters of {name}", entry).get("binary_data_size")
-        if size is None:
-            value = _from_json(name, entry.get("data"), shape, kind)
+    for entry in head.entries:
+        if entry.size is None:
+            value = _from_json(entry.name, entry.data, entry.shape, entry.kind)
         else:
-            expected = math.prod(shape) * np.dtype(DATATYPES[kind]).itemsize
-            if "data" in entry or isinstance(size, bool) or size != expected:
-                rule = f"be {expected}, the bytes of {kind} {list(shape)}, and come without `data`"
-                raise ArgumentError(f"binary_data_size of {name}", rule=rule, got=repr(size), fix="Correct it")
-            value = from_bytes(name, view[place : place + expected], shape, kind)
-            place += expected
-        if name in inputs:
-            raise ArgumentError("inputs", rule="name each tensor once", got=f"{name} twice", fix="Leave one out")
-        inputs[name] = value
+            value = from_bytes(entry.name, view[place : place + entry.size], entry.shape, entry.kind)
+            place += entry.size
+        inputs[entry.name] = value
     if place != len(body):
         got = f"{len(body) - place} bytes more"
         raise ArgumentError("The body", rule="end after its last tensor", got=got, fix="Correct binary_data_size")
     check_tensors(inputs, known)
+    return InferRequest(inputs, head.outputs, head.binary, head.id)
+
+
+class _Entry(NamedTuple):
+    """An input as the JSON describes it; its numbers follow in `size` bytes, or are `data`."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    size: int | None
+    data: Any
+
+
+class _Head(NamedTuple):
+    """The JSON of a request, checked."""
+
+    entries: tuple[_Entry, ...]
+    outputs: dict[str, bool | None] | None
+    binary: bool
+    id: str | None
+
+
+def _head(body: bytes | memoryview) -> _Head:
+    content = _mapping("The body", json_of(body))
+    entries: dict[str, _Entry] = {}
+    for entry in _sequence("inputs", content.get("inputs")):
+        entry = _mapping("An entry of inputs", entry)
+        name, shape, kind = _described(entry)
+        size = _parameters(f"parameters of {name}", entry).get("binary_data_size")
+        expected = math.prod(shape) * np.dtype(DATATYPES[kind]).itemsize
+        if size is not None and ("data" in entry or isinstance(size, bool) or size != expected):
+            rule = f"be {expected}, the bytes of {kind} {list(shape)}, and come without `data`"
+            raise ArgumentError(f"binary_data_size of {name}", rule=rule, got=repr(size), fix="Correct it")
+        if name in entries:
+            raise ArgumentError("inputs", rule="name each tensor once", got=f"{name} twice", fix="Leave one out")
+        entries[name] = _Entry(name, shape, kind, None if size is None else expected, entry.get("data"))
     asked = content.get("id")
     if not isinstance(asked, str | None):
         raise ArgumentError("id", rule="be text", got=_short(asked), fix="Put it in quotes")
     rest = _parameters("parameters", content)
     binary = _flag("parameters.binary_data_output", rest.get("binary_data_output")) or False
-    return InferRequest(inputs, _asked(content.get("outputs")), binary, asked)
+    return _Head(tuple(entries.values()), _asked(content.get("outputs")), binary, asked)
+
+
+_known = lru_cache(maxsize=64)(_head)
+"""The same, of JSON that a client sends again and again."""
 
 
 def respond(
