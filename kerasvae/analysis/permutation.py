@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kerasvae.errors import ArgumentError
 
-__all__ = ["Permuted", "orders", "permute"]
+__all__ = ["Permuted", "orders", "orthonormal", "permute"]
 
 Numbers = NDArray[np.float64]
 CHUNK = 2**21
@@ -89,10 +89,10 @@ def permute(
     """
     y, x, z = _checked(outcomes, variable, covariates)
     n, d = y.shape
-    basis = _orthonormal(z)
+    basis = orthonormal(z)
     y, scale = y - basis @ (basis.T @ y), np.square(y).sum(axis=0)
     y[:, np.square(y).sum(axis=0) <= SAME**2 * scale] = 0.0  # what is left of an outcome that covariates explain
-    along = _orthonormal(x - basis @ (basis.T @ x), least=x)
+    along = orthonormal(x - basis @ (basis.T @ x), least=x)
     k = along.shape[1]
     degrees = n - basis.shape[1] - k
     if k < x.shape[1]:
@@ -101,7 +101,7 @@ def permute(
         rule = f"leave residual degrees of freedom of {n} rows"
         raise ArgumentError("The model", rule=rule, got=f"{degrees}", fix="Use fewer covariates, or more people")
     length = np.square(y).sum(axis=0)
-    span = _orthonormal(y)
+    span = orthonormal(y)
     whole = 0 < span.shape[1] < degrees
     both_outcomes = np.concatenate([y, span], axis=1) if whole else y
     tilt = _slopes(x, basis) if k == 1 else None
@@ -208,7 +208,7 @@ def _checked(
     return y, x, np.concatenate([np.ones((len(y), 1)), z], axis=1)
 
 
-def _orthonormal(columns: Numbers, least: Numbers | None = None) -> Numbers:
+def orthonormal(columns: Numbers, least: Numbers | None = None) -> Numbers:
     """An orthonormal basis of columns, without those that hold nothing new.
 
     Args:

@@ -1,0 +1,260 @@
+"""What goes with a latent code: a linear model of each dimension and of all together, given covariates.
+
+Each dimension is the outcome, the variable what is asked about. p is by permutation (`kerasvae.analysis.permutation`),
+so that it holds for heavy tails, dimensions that go together and repeated visits; over dimensions it is corrected for
+the family (max-T), over everything that was asked for the false discovery rate (Benjamini & Hochberg 1995, Controlling
+the false discovery rate, J. R. Stat. Soc. B 57:289). Slopes and their intervals are those of least squares; where
+people have several visits, of a mixed model with an intercept for each person (Laird & Ware 1982, Random-effects models
+for longitudinal data, Biometrics 38:963), fitted by restricted likelihood.
+
+A code is known with an uncertainty, its posterior's standard deviation. Were codes drawn from their posteriors again
+and again, and the results pooled by Rubin's rules (Rubin 1987, Multiple Imputation for Nonresponse in Surveys, chapter
+3), the variance of a slope would grow by what draws differ by. As a slope of least squares is linear in the code, both
+parts have a closed form, and nothing is drawn: see `posterior_variance`.
+
+The axes of a VAE are not identifiable: another training gives a rotation of them. The joint test does not depend on
+the axes; a test of one dimension does.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from kerasvae.analysis.design import Term, columns_of
+from kerasvae.analysis.permutation import orthonormal, permute
+from kerasvae.errors import ArgumentError
+
+__all__ = ["Association", "associate", "fisher_interval", "posterior_variance"]
+
+Numbers = NDArray[np.float64]
+LEVEL = 0.95
+JOINT = "joint"
+"""In the place of a dimension: all of them together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Association:
+    """A variable and a dimension.
+
+    Args:
+        variable: Its name.
+        dimension: From 0; or "joint".
+        people: In the test.
+        scans: Theirs.
+        slope: Latent units for one more of the variable's unit, or for its level against the first; NaN of a category
+            of three levels or more, and of the joint test.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        stderr: Its standard error.
+        stderr_posterior: The same, with the codes' own uncertainty; NaN where that is not known.
+        statistic: t; F of a category of three levels or more; Pillai's trace of the joint test.
+        r: Partial correlation (of a category and of the joint test its size, √R²).
+        r_low: Lower end of its 95 % interval; NaN where it has no sign.
+        r_high: Upper end.
+        p: By permutation, two-sided, of this test alone.
+        p_family: Corrected for the family of the dimensions.
+        p_bonferroni: p times the number of dimensions, 1 at most.
+        q: Benjamini and Hochberg's, over all dimensions of all variables that were asked about; of joint tests over
+            these.
+        p_model: Of the linear or mixed model, which supposes normal errors; NaN of the joint test.
+    """
+
+    variable: str
+    dimension: int | str
+    people: int
+    scans: int
+    slope: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    stderr: float = math.nan
+    stderr_posterior: float = math.nan
+    statistic: float
+    r: float
+    r_low: float = math.nan
+    r_high: float = math.nan
+    p: float
+    p_family: float
+    p_bonferroni: float
+    q: float = math.nan
+    p_model: float = math.nan
+
+
+def associate(
+    codes: Numbers,
+    people: Sequence[str],
+    variables: Sequence[Term],
+    covariates: Sequence[Term] = (),
+    *,
+    stddev: Numbers | None = None,
+    permutations: int = 10_000,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Association]:
+    """Test each variable against each dimension.
+
+    Args:
+        codes: (n, d), a row a scan.
+        people: (n,): whose.
+        variables: What is asked about, one at a time; others of them are no covariates unless named there too.
+        covariates: What is held the same. A variable that is also one is left out of them for its own test.
+        stddev: (n, d): standard deviations of the posteriors.
+        permutations: See `kerasvae.analysis.permutation.permute`.
+        seed: Of the permutations.
+        progress: Told how many permutations of all are done.
+
+    Returns:
+        Of each variable d rows and one of the joint test. A scan where the variable or a covariate is not known is left
+        out.
+
+    Raises:
+        ArgumentError: If too few scans are left, or as `permute` does.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    codes = np.asarray(codes, np.float64)
+    rows: list[Association] = []
+    total = permutations * len(variables)
+    for index, variable in enumerate(variables):
+        rows += _of_variable(
+            variable,
+            [term for term in covariates if term.name != variable.name],
+            codes,
+            np.asarray(people),
+            stddev,
+            permutations,
+            seed,
+            lambda done, _, before=index * permutations: progress(before + done, total),  # type: ignore[misc]
+        )
+    joint = np.array([row.dimension == JOINT for row in rows])
+    p, q = np.array([row.p for row in rows]), np.full(len(rows), np.nan)
+    for asked in (joint, ~joint):
+        told = asked & np.isfinite(p)
+        if told.any():
+            q[told] = multipletests(p[told], method="fdr_bh")[1]
+    return [replace(row, q=float(each)) for row, each in zip(rows, q, strict=True)]
+
+
+def _of_variable(
+    variable: Term,
+    covariates: list[Term],
+    codes: Numbers,
+    people: NDArray[np.str_],
+    stddev: Numbers | None,
+    permutations: int,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> list[Association]:
+    known = np.logical_and.reduce([term.known for term in (variable, *covariates)])
+    codes, people = codes[known], people[known]
+    x, z = variable.values[known], columns_of(covariates, len(known))[known]
+    x = x[:, np.ptp(x, axis=0) > 0] if len(x) else x[:, :0]  # without levels that nobody of these has
+    if len(codes) < 3 or not x.shape[1]:
+        names = ", ".join(term.name for term in (variable, *covariates))
+        got = f"{len(codes)} with {names} known" if len(codes) < 3 else "one value among those with all known"
+        raise ArgumentError(variable.name, rule="vary between three scans or more", got=got, fix="Name fewer columns")
+    visits = len(set(people.tolist())) < len(people)
+    found = permute(
+        codes, x, z, blocks=people if visits else None, permutations=permutations, seed=seed, progress=progress
+    )
+    n_people, d, k = len(set(people.tolist())), codes.shape[1], x.shape[1]
+    base = orthonormal(np.concatenate([np.ones((len(z), 1)), z], axis=1))
+    of_all: dict[str, Any] = {"variable": variable.name, "people": n_people, "scans": len(codes)}
+    rows = []
+    for index in range(d):
+        f = found.statistic[index] ** 2 if k == 1 else found.statistic[index]
+        own: dict[str, Any] = {
+            "statistic": float(found.statistic[index]),
+            "r": math.sqrt(f * k / (f * k + found.degrees)) if math.isfinite(f) else 1.0,
+            "p": float(found.p[index]),
+            "p_family": float(found.p_family[index]),
+            "p_bonferroni": min(1.0, d * float(found.p[index])),
+            "p_model": float(stats.f.sf(f, k, found.degrees)),
+        }
+        if k == 1:
+            own["r"] = math.copysign(own["r"], found.statistic[index])
+            # rows of one person are not so many people
+            own["r_low"], own["r_high"] = fisher_interval(own["r"], n_people - base.shape[1])
+            spread = None if stddev is None else stddev[known][:, index]
+            own |= _slope(codes[:, index], x, base, spread, people if visits else None)
+        rows.append(Association(dimension=index, **of_all, **own))
+    p = found.p_joint
+    r = math.sqrt(found.joint / k)
+    rows.append(Association(dimension=JOINT, statistic=found.joint, r=r, p=p, p_family=p, p_bonferroni=p, **of_all))
+    return rows
+
+
+def fisher_interval(r: float, free: int) -> tuple[float, float]:
+    """95 % interval of a partial correlation, whose artanh has the standard error 1/√(n − c − 3).
+
+    Source: Fisher 1924, The distribution of the partial correlation coefficient, Metron 3:329.
+
+    Args:
+        r: Partial correlation.
+        free: n − c − 1: people, less covariates and the intercept.
+    """
+    if free <= 2:
+        return -1.0, 1.0
+    if abs(r) >= 1:
+        return r, r
+    reach = stats.norm.ppf(0.5 + LEVEL / 2) / math.sqrt(free - 2)
+    return math.tanh(math.atanh(r) - reach), math.tanh(math.atanh(r) + reach)
+
+
+def posterior_variance(x: Numbers, base: Numbers, stddev: Numbers) -> tuple[float, float]:
+    """What drawing codes from their posteriors adds to the variance of a slope, and to that of the residual.
+
+    With a the row of the pseudo-inverse of the model that gives the slope, draws of the slope differ by Σ aᵢ² sᵢ², and
+    the residual variance grows on average by Σ (1 − hᵢ) sᵢ² / (n − c − 2), hᵢ being the leverage of scan i.
+
+    Args:
+        x: (n, 1).
+        base: (n, c + 1): columns that the intercept and the covariates span.
+        stddev: (n,): of the posteriors.
+    """
+    full = np.concatenate([base, x], axis=1)
+    inverse = np.linalg.pinv(full)
+    leverage = np.einsum("ni,in->n", full, inverse)
+    squares = np.square(stddev, dtype=np.float64)
+    return float(np.square(inverse[-1]) @ squares), float((1 - leverage) @ squares / (len(x) - full.shape[1]))
+
+
+def _slope(
+    y: Numbers, x: Numbers, base: Numbers, stddev: Numbers | None, people: NDArray[np.str_] | None
+) -> dict[str, float]:
+    """A slope's fields of an `Association`; people are given where some have several visits."""
+    import statsmodels.api as sm
+    from statsmodels.tools.sm_exceptions import ConvergenceWarning
+
+    full = np.concatenate([base, x], axis=1)
+    with warnings.catch_warnings():
+        for kind in (ConvergenceWarning, RuntimeWarning, UserWarning):  # at an edge, as of people who do not differ
+            warnings.simplefilter("ignore", kind)
+        if people is None:
+            fit = sm.OLS(y, full).fit()
+            reach = float(stats.t.ppf(0.5 + LEVEL / 2, fit.df_resid))
+            slope, stderr, p = float(fit.params[-1]), float(fit.bse[-1]), float(fit.pvalues[-1])
+        else:
+            fit = sm.MixedLM(y, full, groups=people).fit(reml=True)
+            place = full.shape[1] - 1
+            slope, stderr, p = float(fit.params[place]), float(fit.bse[place]), float(fit.pvalues[place])
+            reach = float(stats.norm.ppf(0.5 + LEVEL / 2))
+    made = {
+        "slope": slope,
+        "stderr": stderr,
+        "low": slope - reach * stderr,
+        "high": slope + reach * stderr,
+        "p_model": p,
+    }
+    if stddev is not None:
+        drawn, noise = posterior_variance(x, base, stddev)
+        squares = np.square(x - base @ (base.T @ x)).sum()  # of x given z
+        made["stderr_posterior"] = math.sqrt(stderr**2 + noise / squares + drawn)
+    return made

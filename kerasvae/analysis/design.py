@@ -1,0 +1,88 @@
+"""Cells of a table as columns of a linear model: numbers as they are, categories as indicators of their levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasvae.covariates import MISSING
+from kerasvae.errors import ArgumentError
+
+__all__ = ["Term", "columns_of", "term_of"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A variable.
+
+    Args:
+        name: Of the column.
+        levels: Of a category; the first is what the others are compared with. None of a number.
+        values: (n, k): the number, or an indicator of each level but the first; NaN where it is not known.
+    """
+
+    name: str
+    levels: tuple[str, ...]
+    values: NDArray[np.float64]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(n,): where it is known."""
+        return np.asarray(np.isfinite(self.values).all(axis=1))
+
+    @property
+    def meaning(self) -> str:
+        """What its slope is that of."""
+        return " or ".join(f"{level} against {self.levels[0]}" for level in self.levels[1:]) or "a unit more"
+
+
+def term_of(name: str, cells: Sequence[str]) -> Term:
+    """A variable of its cells: a number where each that is known is one, else a category.
+
+    >>> term_of("sex", ["M", "F", "n/a"]).values.ravel().tolist()
+    [1.0, 0.0, nan]
+
+    Args:
+        name: Of the column.
+        cells: One a row, as text.
+
+    Raises:
+        ArgumentError: If it does not vary, or is a category with a level for nearly each row.
+    """
+    texts = [cell.strip() for cell in cells]
+    unknown = np.array([text.casefold() in MISSING for text in texts], bool)
+    known = [text for text, gone in zip(texts, unknown, strict=True) if not gone]
+    if len(set(known)) < 2:
+        got = f"{set(known).pop()} everywhere" if known else "no value"
+        raise ArgumentError(name, rule="have two values or more", got=got, fix="Name another column")
+    numbers = [_number(text) for text in known]
+    values = np.full((len(texts), 1), np.nan)
+    if None not in numbers:
+        values[~unknown, 0] = numbers
+        return Term(name, (), values)
+    levels = tuple(sorted(set(known)))
+    if len(levels) > max(2, len(known) // 3):
+        rule = "be numbers, or categories of three rows or more each on average"
+        raise ArgumentError(
+            name, rule=rule, got=f"{len(levels)} different texts, {levels[0]!r} first", fix="Correct it"
+        )
+    values = np.array([[float(text == level) for level in levels[1:]] for text in texts])
+    values[unknown] = np.nan
+    return Term(name, levels, values)
+
+
+def columns_of(terms: Sequence[Term], rows: int) -> NDArray[np.float64]:
+    """All their columns side by side, (n, k); of no term (n, 0)."""
+    return np.concatenate([np.empty((rows, 0)), *(term.values for term in terms)], axis=1)
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
