@@ -39,8 +39,8 @@ app = typer.Typer(
 
 EXTRAS = {
     "train": (
-        "tensorflow", "keras", "tf_keras", "tensorflow_probability", "bids", "pandas", "sklearn", "nilearn",
-        "matplotlib", "jinja2", "markupsafe",
+        "tensorflow", "keras", "tf_keras", "tensorflow_probability", "bids", "pandas", "sklearn", "statsmodels",
+        "nilearn", "matplotlib", "jinja2", "markupsafe",
     ),
     "export": ("tf2onnx", "onnx", "tensorflow_serving"),
     "serve": (
@@ -227,6 +227,44 @@ def stability(
         out.print(
             f"  centred kernel alignment, unbiased      {pair.cka:6.3f}  ({pair.cka_null:.3f}; p = {pair.cka_p:.3f})"
         )
+
+
+@app.command()
+def associate(
+    run: RunArgument,
+    variables: Annotated[str, typer.Option(help="Columns of the cohort that are asked about: age,sex,score.")],
+    covariates: Annotated[str, typer.Option(help="Columns that are held the same: site,head_size.")] = "",
+    roles: Annotated[str, typer.Option(help="Whose codes: all, or e.g. validation,test.")] = "all",
+    permutations: Annotated[int, typer.Option(min=99, help="Random orders that p comes from.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of these.")] = 0,
+    json_: JsonOption = False,
+) -> None:
+    """What goes with the latent code? Example: `kerasvae associate run --variables age,sex --covariates site`.
+
+    Writes associations.tsv into the run's folder: a row for each variable and dimension, and one for all dimensions
+    together, with slopes, partial correlations, their intervals, and p by permutation, corrected for many tests.
+    """
+    from kerasvae.analysis.association import associate_run
+    from kerasvae.training.run import load_run
+
+    asked, held = ([name.strip() for name in text.split(",") if name.strip()] for text in (variables, covariates))
+    whose = None if roles == "all" else [role.strip() for role in roles.split(",")]
+    with bar() as show:
+        found = associate_run(
+            load_run(run),
+            asked,
+            held,
+            roles=whose,
+            permutations=permutations,
+            seed=seed,
+            progress=lambda done, total: show("permute", done, total),
+        )
+    if json_:
+        sys.stdout.write(json.dumps([row.as_json() for row in found.rows]) + "\n")
+        return
+    for line in found.describe():
+        out.print(line)
+    out.print(f"Associations: {found.path}")
 
 
 @app.command()

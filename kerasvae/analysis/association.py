@@ -21,7 +21,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,15 +30,39 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kerasvae.analysis.design import Term, columns_of
+from kerasvae.analysis.latents import read_latents
 from kerasvae.analysis.permutation import orthonormal, permute
 from kerasvae.errors import ArgumentError
+from kerasvae.training.run import Run, write_json, write_table
 
-__all__ = ["Association", "associate", "fisher_interval", "posterior_variance"]
+__all__ = ["Association", "Associations", "associate", "associate_run", "fisher_interval", "posterior_variance"]
 
 Numbers = NDArray[np.float64]
 LEVEL = 0.95
 JOINT = "joint"
 """In the place of a dimension: all of them together."""
+MOST = 5
+"""Dimensions that are named in a sentence."""
+COLUMNS = {
+    "variable": "what is asked about, a column of the cohort",
+    "dimension": "of the latent code, from 0; joint: all of them together",
+    "people": "in the test",
+    "scans": "theirs",
+    "slope": "latent units for one more of the variable's unit, or for its second level against its first",
+    "low": "lower end of the slope's 95 % interval, by a linear model, or a mixed one where people have several visits",
+    "high": "upper end",
+    "stderr": "standard error of the slope",
+    "stderr_posterior": "the same, with the uncertainty of the codes themselves (Rubin's rules in closed form)",
+    "statistic": "t; F of a category of three levels or more; Pillai's trace of the joint test",
+    "r": "partial correlation given the covariates; without sign where the variable has several columns, and jointly",
+    "r_low": "lower end of its 95 % interval (Fisher's z, counting people)",
+    "r_high": "upper end",
+    "p": "two-sided, by permutation (Freedman-Lane; whole people where they have several visits), of this test alone",
+    "p_family": "the same, family-wise over the dimensions (largest statistic of each permutation)",
+    "p_bonferroni": "p times the number of dimensions",
+    "q": "false discovery rate over all dimensions and variables of the table (Benjamini-Hochberg); joint tests apart",
+    "p_model": "by the linear or mixed model, which supposes normal errors",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +110,103 @@ class Association:
     p_bonferroni: float
     q: float = math.nan
     p_model: float = math.nan
+
+    def as_json(self) -> dict[str, Any]:
+        """Its fields; a number that is not known is None."""
+        return {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Associations:
+    """What `associate_run` found.
+
+    Args:
+        rows: One for each variable and dimension, the joint test of a variable last.
+        covariates: What was held the same.
+        path: Of the table.
+    """
+
+    rows: list[Association]
+    covariates: tuple[str, ...]
+    path: Path
+
+    def describe(self) -> list[str]:
+        """Of each variable a sentence: its joint test, and the dimensions that go with it."""
+        held = f", {', '.join(self.covariates)} held the same" if self.covariates else ""
+        lines = []
+        for joint in [row for row in self.rows if row.dimension == JOINT]:
+            own = [row for row in self.rows if row.variable == joint.variable and row.dimension != JOINT]
+            found = sorted((row for row in own if row.p_family <= 1 - LEVEL), key=lambda row: -abs(row.r))
+            told = ", ".join(f"{row.dimension} (r {row.r:+.2f}, p {row.p_family:.4f})" for row in found[:MOST])
+            more = f" and {len(found) - MOST} more" if len(found) > MOST else ""
+            together = (
+                "not tested, as there are too few people"
+                if math.isnan(joint.p)
+                else f"R {joint.r:.2f}, p {joint.p:.4f}"
+            )
+            lines.append(
+                f"{joint.variable}, {joint.people} people{held}: all {len(own)} dimensions together {together}; "
+                f"one by one, family-wise p at most {1 - LEVEL:.2f}: {told or 'none'}{more}."
+            )
+        return lines
+
+
+def associate_run(
+    run: Run,
+    variables: Sequence[str],
+    covariates: Sequence[str] = (),
+    *,
+    roles: Sequence[str] | None = None,
+    permutations: int = 10_000,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Associations:
+    """Test columns of a run's cohort against its codes, and write associations.tsv, which associations.json explains.
+
+    A code depends on no column that the model was not given, so people of all roles may be asked. Of one that its
+    encoder is given nothing can be learned in this way; of one that it learned to read, from other people alone.
+
+    Args:
+        run: Finished.
+        variables: Columns that are asked about.
+        covariates: Columns that are held the same.
+        roles: Whose codes; None: all people's.
+        permutations: See `associate`.
+        seed: See `associate`.
+        progress: See `associate`.
+
+    Raises:
+        ArgumentError: If a column is missing or unfit, or the model was given it.
+        RunError: If the run is not finished.
+    """
+    latents = read_latents(run)
+    latents = latents if roles is None else latents.of(roles)
+    if not variables:
+        raise ArgumentError("--variables", rule="name a column", got="none", fix="Add one, as in --variables age")
+    model = run.recipe.model
+    if given := [name for name in variables if name in model.condition]:
+        rule = "be no column that the model is given beside the image"
+        raise ArgumentError("--variables", rule=rule, got=given[0], fix="Train a model without it to ask this")
+    if model.target in variables and set(latents.roles) & {"train", "validation"}:
+        rule = "be asked of people whom the model did not learn it from"
+        raise ArgumentError("--variables", rule=rule, got=f"{model.target} of all", fix="Add --roles calibration,test")
+    rows = associate(
+        latents.codes,
+        latents.people,
+        [latents.term(name) for name in dict.fromkeys(variables)],
+        [latents.term(name) for name in dict.fromkeys(covariates)],
+        stddev=latents.stddev,
+        permutations=permutations,
+        seed=seed,
+        progress=progress,
+    )
+    path = run.path / "associations.tsv"
+    names = [field.name for field in fields(Association)]
+    write_table(path, ({name: "n/a" if v is None else v for name, v in row.as_json().items()} for row in rows), names)
+    described: dict[str, Any] = {name: {"Description": text} for name, text in COLUMNS.items()}
+    about = {"covariates": list(covariates), "roles": sorted(set(latents.roles)), "permutations": permutations}
+    write_json(path.with_suffix(".json"), described | {"Settings": about | {"seed": seed}})
+    return Associations(rows, tuple(covariates), path)
 
 
 def associate(

@@ -1,0 +1,104 @@
+"""Latent codes of a run beside what is known about the people: latents.tsv and scans.tsv, row by row."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kerasvae.analysis.contents import read_codes, read_json
+from kerasvae.analysis.design import Term, term_of
+from kerasvae.data import ROLES
+from kerasvae.errors import ArgumentError, RunError, nearest
+from kerasvae.training.run import FIXED_COLUMNS, Run
+
+__all__ = ["Latents", "read_latents"]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Codes of n scans.
+
+    Args:
+        people: (n,): whose.
+        roles: (n,): what each was used for.
+        codes: (n, d): what stands for each, e.g. the mean of its posterior.
+        stddev: (n, d): the posterior's standard deviation; None where it has none.
+        columns: What is known about each, by name: n cells each, as in the cohort's table.
+    """
+
+    people: tuple[str, ...]
+    roles: tuple[str, ...]
+    codes: NDArray[np.float64]
+    stddev: NDArray[np.float64] | None
+    columns: dict[str, tuple[str, ...]]
+
+    def term(self, name: str) -> Term:
+        """A column as a variable of a linear model.
+
+        Raises:
+            ArgumentError: If there is no such column, or see `term_of`.
+        """
+        if name not in self.columns:
+            close = nearest(name, self.columns)
+            fix = f"Did you mean {close}?" if close else "Correct it, or add it to the cohort's table and train again"
+            rule = f"be a column of the cohort: {', '.join(self.columns) or 'it has none'}"
+            raise ArgumentError("A variable", rule=rule, got=repr(name)[:60], fix=fix)
+        return term_of(name, self.columns[name])
+
+    def of(self, roles: Sequence[str]) -> Latents:
+        """Those of people with some roles.
+
+        Raises:
+            ArgumentError: If a role is none, or nobody has one of them.
+        """
+        if unknown := [role for role in roles if role not in ROLES]:
+            raise ArgumentError("--roles", rule=f"be {', '.join(ROLES)}", got=repr(unknown[0])[:60], fix="Correct it")
+        rows = [row for row, role in enumerate(self.roles) if role in roles]
+        if not rows:
+            got = f"nobody with the role {' or '.join(roles)}"
+            raise ArgumentError("--roles", rule="name people whom the run has", got=got, fix="Name others")
+        return Latents(
+            tuple(self.people[row] for row in rows),
+            tuple(self.roles[row] for row in rows),
+            self.codes[rows],
+            None if self.stddev is None else self.stddev[rows],
+            {name: tuple(cells[row] for row in rows) for name, cells in self.columns.items()},
+        )
+
+
+def read_latents(run: Run) -> Latents:
+    """The codes of a finished run.
+
+    Raises:
+        RunError: If it is not finished, or its posterior has no continuous code.
+    """
+    path = run.path / "latents.tsv"
+    size = read_json(run.path / "metrics.json").get("latent_size", 0)
+    codes = read_codes(path, size)
+    if not codes.scans or not np.isfinite(codes.means).all():
+        raise RunError(run.path, rule="hold a finished run with codes", got="none", fix="Train it to its end")
+    known = {(row["participant_id"], row["session_id"] or "n/a"): row for row in run.scans if row["role"] != "excluded"}
+    if missing := [scan for scan in codes.scans if scan not in known]:
+        got = f"{' '.join(missing[0])} in latents.tsv alone"
+        raise RunError(
+            run.path, rule="have the same scans in latents.tsv and scans.tsv", got=got, fix="Evaluate it again"
+        )
+    rows = [known[scan] for scan in codes.scans]
+    names = [name for name in rows[0] if name not in FIXED_COLUMNS]
+    with path.open(encoding="utf-8", newline="") as stream:
+        table = list(csv.DictReader(stream, delimiter="\t"))
+    spread = [f"stddev_{index}" for index in range(size)]
+    stddev = (
+        np.array([[float(row[name]) for name in spread] for row in table]) if set(spread) <= set(table[0]) else None
+    )
+    return Latents(
+        tuple(person for person, _ in codes.scans),
+        tuple(codes.roles),
+        codes.means,
+        stddev,
+        {name: tuple(row[name] for row in rows) for name in names},
+    )
