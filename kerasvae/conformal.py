@@ -43,7 +43,8 @@ def conformal_p(scores: ArrayLike, calibration: ArrayLike) -> Numbers:
     known = np.sort(_calibration(calibration))
     values = np.asarray(scores, np.float64)
     # searchsorted puts NaN behind all numbers, so that nobody scores as high
-    return (1.0 + len(known) - np.searchsorted(known, values, side="left")) / (len(known) + 1.0)
+    as_high = len(known) - np.searchsorted(known, values, side="left")
+    return np.asarray((1.0 + as_high) / (len(known) + 1.0), np.float64)
 
 
 def threshold(calibration: ArrayLike, alpha: float) -> float:
