@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from nilearn.mass_univariate import permuted_ols
 from numpy.typing import NDArray
+from rows import Row, as_row
 from scipy import stats
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.multitest import multipletests
@@ -26,7 +27,6 @@ PERMUTATIONS = 499
 LEVEL, SURE = 0.05, 0.999
 DIMENSIONS = 16
 PACKAGES = ("kerasvae", "numpy", "scipy", "statsmodels", "nilearn")
-Row = dict[str, Any]
 Numbers = NDArray[np.float64]
 
 
@@ -77,7 +77,7 @@ def null_rows() -> list[Row]:
     ]
     for words, draw, left_out in naive:
         values = [_tested(draw, seed, **left_out).p[0] <= LEVEL for seed in range(REPETITIONS)]
-        rows.append(_row(f"{words}: one dimension", float(np.mean(values)), "rate", None, None, None, None))
+        rows.append(as_row(f"{words}: one dimension", float(np.mean(values)), "rate", None, None, None, None))
     return [*rows, *_false_discoveries()]
 
 
@@ -137,8 +137,8 @@ def _false_discoveries() -> list[Row]:
     rate, error = float(np.mean(shares)), float(np.std(shares, ddof=1) / math.sqrt(REPETITIONS))
     name = f"false discoveries at q ≤ 0.05, 4 of 20 dimensions true (standard error {error:.4f})"
     return [
-        _row(name, rate, "share", None, LEVEL + 2 * error, None, rate <= LEVEL + 2 * error),
-        _row("true ones found", float(np.mean(power)), "share", None, None, None, None),
+        as_row(name, rate, "share", None, LEVEL + 2 * error, None, rate <= LEVEL + 2 * error),
+        as_row("true ones found", float(np.mean(power)), "share", None, None, None, None),
     ]
 
 
@@ -167,7 +167,7 @@ def statistics_rows() -> list[Row]:
 
 def _close(name: str, differences: Numbers, most: float) -> Row:
     value = float(np.abs(differences).max())
-    return _row(name, f"{value:.2g}", "", None, f"{most:g}", None, value <= most)
+    return as_row(name, f"{value:.2g}", "", None, f"{most:g}", None, value <= most)
 
 
 def _rate(name: str, found: list[bool]) -> Row:
@@ -175,8 +175,4 @@ def _rate(name: str, found: list[bool]) -> Row:
     low, high = stats.binom.interval(SURE, len(found), LEVEL)
     value = float(np.mean(found))
     peer = f"0.05: {low / len(found):.4f} to {high / len(found):.4f} in {len(found)}"
-    return _row(name, value, "rate", peer, None, None, bool(low <= sum(found) <= high))
-
-
-def _row(name: str, value: Any, unit: str, peer: str | None, at_least: Any, aim: Any, ok: bool | None) -> Row:
-    return {"name": name, "value": value, "unit": unit, "peer": peer, "at_least": at_least, "aim": aim, "ok": ok}
+    return as_row(name, value, "rate", peer, None, None, bool(low <= sum(found) <= high))

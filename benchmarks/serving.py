@@ -30,6 +30,7 @@ import numpy as np
 import onnxruntime
 from load import answer
 from peer import rate
+from rows import Row, as_row
 
 from kerasvae import fit_pipeline
 from kerasvae.allocator import keep_memory
@@ -46,7 +47,6 @@ STARTS = 5
 COMPILED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 """The environment of a server whose modules are compiled once, as those are that pip installs."""
 PACKAGES = ("kerasvae", "onnxruntime", "starlette", "uvicorn", "uvloop", "httptools", "grpcio", "numpy")
-Row = dict[str, Any]
 
 
 def run(folder: Path, *, work: Path, only: str | None = None) -> list[Row]:
@@ -81,10 +81,6 @@ def run(folder: Path, *, work: Path, only: str | None = None) -> list[Row]:
         rows += restart_rows()
     versions = {name: version(name) for name in PACKAGES}
     return [row | {"versions": versions} for row in rows]
-
-
-def _row(name: str, value: Any, unit: str, peer: str | None, at_least: Any, aim: Any, ok: bool | None) -> Row:
-    return {"name": name, "value": value, "unit": unit, "peer": peer, "at_least": at_least, "aim": aim, "ok": ok}
 
 
 def _bundle(folder: Path, work: Path) -> tuple[Path, np.ndarray, bytes]:
@@ -159,7 +155,7 @@ def _ready(bundle: Path) -> Row:
     times = times[1:]
     value = statistics.median(times)
     name = f"ready after start, median of {STARTS} ({min(times):.2f} to {max(times):.2f})"
-    return _row(name, value, "s", None, 1.0, 0.6, value <= 1.0)
+    return as_row(name, value, "s", None, 1.0, 0.6, value <= 1.0)
 
 
 def _throughput(bundle: Path, image: np.ndarray) -> list[Row]:
@@ -203,7 +199,7 @@ def _throughput(bundle: Path, image: np.ndarray) -> list[Row]:
         value = statistics.median(served / alone for served, alone in pairs)
         name = f"HTTP binary throughput, {clients} client{'s' if clients > 1 else ''} ({ours:.0f} volumes/s)"
         peer = f"ONNX Runtime in a loop on {1 if clients == 1 else 2} threads: {bare:.0f} volumes/s"
-        rows.append(_row(name, value, "ratio", peer, 0.65, 0.85, value >= 0.65))
+        rows.append(as_row(name, value, "ratio", peer, 0.65, 0.85, value >= 0.65))
     return rows
 
 
@@ -250,4 +246,4 @@ def _overhead(bundle: Path, scan: bytes) -> Row:
         f"p50 over the call in process, .nii.gz of 2 mm in, verdict out ({np.median(over):.1f} ms; "
         f"95 %: {low:.1f} to {high:.1f})"
     )
-    return _row(name, value, "ms", f"the same call in process: {np.median(bare):.1f} ms", 3.0, 1.0, value <= 3.0)
+    return as_row(name, value, "ms", f"the same call in process: {np.median(bare):.1f} ms", 3.0, 1.0, value <= 3.0)

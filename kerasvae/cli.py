@@ -247,8 +247,8 @@ def associate(
     from kerasvae.analysis.association import associate_run
     from kerasvae.training.run import load_run
 
-    asked, held = ([name.strip() for name in text.split(",") if name.strip()] for text in (variables, covariates))
-    whose = None if roles == "all" else [role.strip() for role in roles.split(",")]
+    asked, held = map(_names, (variables, covariates))
+    whose = None if roles == "all" else _names(roles)
     with bar() as show:
         found = associate_run(
             load_run(run),
@@ -280,8 +280,7 @@ def export(
         _load_tensorflow()
         from kerasvae_export import export_run
 
-        precisions = [each.strip() for each in quantize.split(",") if each.strip()]
-        path = export_run(run, bundle, name=name, version=version, quantize=precisions)
+        path = export_run(run, bundle, name=name, version=version, quantize=_names(quantize))
     out.print(f"Bundle: {path}")
 
 
@@ -454,6 +453,11 @@ def gather(
 
     _say_left_out(put_together(table))
     out.print(f"Latents: {table}")
+
+
+def _names(text: str) -> list[str]:
+    """What stands between commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _say_left_out(left_out: dict[str, str]) -> None:

@@ -282,12 +282,11 @@ def _of_variable(
         names = ", ".join(term.name for term in (variable, *covariates))
         got = f"{len(codes)} with {names} known" if len(codes) < 3 else "one value among those with all known"
         raise ArgumentError(variable.name, rule="vary between three scans or more", got=got, fix="Name fewer columns")
-    visits = len(set(people.tolist())) < len(people)
-    found = permute(
-        codes, x, z, blocks=people if visits else None, permutations=permutations, seed=seed, progress=progress
-    )
     n_people, d, k = len(set(people.tolist())), codes.shape[1], x.shape[1]
+    blocks = people if n_people < len(people) else None
+    found = permute(codes, x, z, blocks=blocks, permutations=permutations, seed=seed, progress=progress)
     base = orthonormal(np.concatenate([np.ones((len(z), 1)), z], axis=1))
+    added = np.full(d, np.nan) if stddev is None or k > 1 else np.add(*posterior_variance(x, base, stddev[known]))
     of_all: dict[str, Any] = {"variable": variable.name, "people": n_people, "scans": len(codes)}
     rows = []
     for index in range(d):
@@ -304,8 +303,8 @@ def _of_variable(
             own["r"] = math.copysign(own["r"], found.statistic[index])
             # rows of one person are not so many people
             own["r_low"], own["r_high"] = fisher_interval(own["r"], n_people - base.shape[1])
-            spread = None if stddev is None else stddev[known][:, index]
-            own |= _slope(codes[:, index], x, base, spread, people if visits else None)
+            own |= _slope(codes[:, index], x, base, blocks)
+            own["stderr_posterior"] = math.sqrt(own["stderr"] ** 2 + added[index])
         rows.append(Association(dimension=index, **of_all, **own))
     p = found.p_joint
     r = math.sqrt(found.joint / k)
@@ -330,27 +329,26 @@ def fisher_interval(r: float, free: int) -> tuple[float, float]:
     return math.tanh(math.atanh(r) - reach), math.tanh(math.atanh(r) + reach)
 
 
-def posterior_variance(x: Numbers, base: Numbers, stddev: Numbers) -> tuple[float, float]:
-    """What drawing codes from their posteriors adds to the variance of a slope, and to that of the residual.
+def posterior_variance(x: Numbers, base: Numbers, stddev: Numbers) -> tuple[Numbers, Numbers]:
+    """What drawing codes from their posteriors adds to the variance of slopes, (d,): between draws, and within them.
 
-    With a the row of the pseudo-inverse of the model that gives the slope, draws of the slope differ by Σ aᵢ² sᵢ², and
-    the residual variance grows on average by Σ (1 − hᵢ) sᵢ² / (n − c − 2), hᵢ being the leverage of scan i.
+    With a the row of the pseudo-inverse of the model that gives the slope, draws of it differ by Σ aᵢ² sᵢ², and their
+    own variance grows on average by Σ aᵢ² times Σ (1 − hᵢ) sᵢ² / (n − c − 2), hᵢ being the leverage of scan i.
 
     Args:
         x: (n, 1).
         base: (n, c + 1): columns that the intercept and the covariates span.
-        stddev: (n,): of the posteriors.
+        stddev: (n, d): of the posteriors.
     """
     full = np.concatenate([base, x], axis=1)
     inverse = np.linalg.pinv(full)
     leverage = np.einsum("ni,in->n", full, inverse)
     squares = np.square(stddev, dtype=np.float64)
-    return float(np.square(inverse[-1]) @ squares), float((1 - leverage) @ squares / (len(x) - full.shape[1]))
+    slope = np.square(inverse[-1])
+    return slope @ squares, slope.sum() * ((1 - leverage) @ squares) / (len(x) - full.shape[1])
 
 
-def _slope(
-    y: Numbers, x: Numbers, base: Numbers, stddev: Numbers | None, people: NDArray[np.str_] | None
-) -> dict[str, float]:
+def _slope(y: Numbers, x: Numbers, base: Numbers, people: NDArray[np.str_] | None) -> dict[str, float]:
     """A slope's fields of an `Association`; people are given where some have several visits."""
     import statsmodels.api as sm
     from statsmodels.tools.sm_exceptions import ConvergenceWarning
@@ -368,15 +366,5 @@ def _slope(
             place = full.shape[1] - 1
             slope, stderr, p = float(fit.params[place]), float(fit.bse[place]), float(fit.pvalues[place])
             reach = float(stats.norm.ppf(0.5 + LEVEL / 2))
-    made = {
-        "slope": slope,
-        "stderr": stderr,
-        "low": slope - reach * stderr,
-        "high": slope + reach * stderr,
-        "p_model": p,
-    }
-    if stddev is not None:
-        drawn, noise = posterior_variance(x, base, stddev)
-        squares = np.square(x - base @ (base.T @ x)).sum()  # of x given z
-        made["stderr_posterior"] = math.sqrt(stderr**2 + noise / squares + drawn)
-    return made
+    low, high = slope - reach * stderr, slope + reach * stderr
+    return {"slope": slope, "stderr": stderr, "low": low, "high": high, "p_model": p}

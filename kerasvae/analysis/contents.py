@@ -51,11 +51,12 @@ class Figure(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """Content of latents.tsv: the code that stands for each scan, (n, d), and who they are of."""
+    """Content of latents.tsv: the code that stands for each scan, (n, d), whose it is, how wide its posterior is."""
 
     scans: list[tuple[str, str]]
     roles: list[str]
     means: NDArray[np.float64]
+    stddev: NDArray[np.float64] | None = None
 
 
 class Group(NamedTuple):
@@ -205,7 +206,9 @@ def _sex_text(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def read_codes(path: Path, size: int) -> Codes:
-    """Scans (person and session), roles and means; none where the file or a dimension is missing.
+    """Scans (person and session), roles, means and, of normal posteriors, standard deviations.
+
+    None where the file or a dimension is missing.
 
     Args:
         path: Of latents.tsv.
@@ -217,13 +220,18 @@ def read_codes(path: Path, size: int) -> Codes:
             rows = list(csv.DictReader(stream, delimiter="\t"))
     names = [name for name in (rows[0] if rows else {}) if name not in ("participant_id", "session_id", "role")]
     first = names[0].rpartition("_")[0] if names else ""  # the output that stands for the person comes first
-    columns = [f"{first}_{index}" for index in range(size)]
+    columns, spread = ([f"{name}_{index}" for index in range(size)] for name in (first, "stddev"))
     if not rows or any(name not in rows[0] for name in columns):
         rows = []
+
+    def numbers(names: list[str]) -> NDArray[np.float64]:
+        return np.array([[_float(row[name]) for name in names] for row in rows]).reshape(len(rows), size)
+
     return Codes(
         [(row["participant_id"], row["session_id"]) for row in rows],
         [row["role"] for row in rows],
-        np.array([[_float(row[name]) for name in columns] for row in rows]).reshape(len(rows), size),
+        numbers(columns),
+        numbers(spread) if rows and rows[0].keys() >= set(spread) else None,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,9 +75,8 @@ def read_latents(run: Run) -> Latents:
     Raises:
         RunError: If it is not finished, or its posterior has no continuous code.
     """
-    path = run.path / "latents.tsv"
     size = read_json(run.path / "metrics.json").get("latent_size", 0)
-    codes = read_codes(path, size)
+    codes = read_codes(run.path / "latents.tsv", size)
     if not codes.scans or not np.isfinite(codes.means).all():
         raise RunError(run.path, rule="hold a finished run with codes", got="none", fix="Train it to its end")
     known = {(row["participant_id"], row["session_id"] or "n/a"): row for row in run.scans if row["role"] != "excluded"}
@@ -89,16 +87,10 @@ def read_latents(run: Run) -> Latents:
         )
     rows = [known[scan] for scan in codes.scans]
     names = [name for name in rows[0] if name not in FIXED_COLUMNS]
-    with path.open(encoding="utf-8", newline="") as stream:
-        table = list(csv.DictReader(stream, delimiter="\t"))
-    spread = [f"stddev_{index}" for index in range(size)]
-    stddev = (
-        np.array([[float(row[name]) for name in spread] for row in table]) if set(spread) <= set(table[0]) else None
-    )
     return Latents(
         tuple(person for person, _ in codes.scans),
         tuple(codes.roles),
         codes.means,
-        stddev,
+        codes.stddev,
         {name: tuple(row[name] for row in rows) for name in names},
     )

@@ -92,7 +92,8 @@ def permute(
     basis = orthonormal(z)
     y, scale = y - basis @ (basis.T @ y), np.square(y).sum(axis=0)
     y[:, np.square(y).sum(axis=0) <= SAME**2 * scale] = 0.0  # what is left of an outcome that covariates explain
-    along = orthonormal(x - basis @ (basis.T @ x), least=x)
+    across = x - basis @ (basis.T @ x)
+    along = orthonormal(across, least=x)
     k = along.shape[1]
     degrees = n - basis.shape[1] - k
     if k < x.shape[1]:
@@ -104,7 +105,6 @@ def permute(
     span = orthonormal(y)
     whole = 0 < span.shape[1] < degrees
     both_outcomes = np.concatenate([y, span], axis=1) if whole else y
-    tilt = _slopes(x, basis) if k == 1 else None
 
     def statistics(permuted: Numbers) -> tuple[Numbers, Numbers]:
         """F of each outcome, (m, d), and the joint statistic, (m,), of m permuted pairs of bases, (m, k + c, n)."""
@@ -135,7 +135,7 @@ def permute(
         done += len(order)
         progress(done, permutations)
     return Permuted(
-        statistic=f if tilt is None else np.sqrt(f) * np.sign(tilt @ y),
+        statistic=np.sqrt(f) * np.sign(across[:, 0] @ y) if k == 1 else f,
         degrees=degrees,
         p=(1 + alone) / (1 + permutations),
         p_family=(1 + family) / (1 + permutations),
@@ -219,8 +219,3 @@ def orthonormal(columns: Numbers, least: Numbers | None = None) -> Numbers:
     scaled = columns / np.where(sizes > 0, sizes, 1.0)
     left, values, _ = np.linalg.svd(scaled, full_matrices=False)
     return left[:, values > 1e-8 * max(1.0, math.sqrt(columns.shape[1]))]
-
-
-def _slopes(x: Numbers, basis: Numbers) -> Numbers:
-    """What tells the sign of a slope from residuals, (n,)."""
-    return (x - basis @ (basis.T @ x))[:, 0]

@@ -22,7 +22,7 @@ from kerasvae.errors import KerasVAEError
 from kerasvae_serving import open_inference as oip
 from kerasvae_serving.answers import Made
 from kerasvae_serving.body import Bodies
-from kerasvae_serving.scans import is_file
+from kerasvae_serving.scans import is_file, media_type
 from kerasvae_serving.settings import key_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _known(data: bytes) -> Asked | None:
     if not length.isdigit() or len(length) > 12 or fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
         return None
     verb = found[3].decode()
-    if verb != "infer" and not is_file(fields.get(b"content-type", b"").partition(b";")[0].strip().lower().decode()):
+    if verb != "infer" and not is_file(media_type(fields.get(b"content-type", b"").decode())):
         return None
     other, json_length = fields.get(b"x-api-key"), fields.get(oip.JSON_LENGTH.encode())
     return Asked(

@@ -21,7 +21,7 @@ from kerasvae_serving.repository import Repository, Version
 from kerasvae_serving.settings import Settings
 from kerasvae_serving.work import Work
 
-__all__ = ["Scans", "is_file"]
+__all__ = ["Scans", "is_file", "media_type"]
 
 MAPS = ("reconstruct", "deviation")
 FORM = "multipart/form-data"
@@ -95,7 +95,7 @@ class Scans:
         if space not in ("native", "model"):
             raise ArgumentError("space", rule="be native or model", got=repr(space)[:60], fix="Leave it out for native")
         found = self._repository.get(name, version)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = media_type(request.headers.get("content-type", ""))
         fields: Mapping[str, str] = {}
         _check_type(kind)
         body = await self._bodies.read(request.headers, request.receive)
@@ -105,6 +105,11 @@ class Scans:
         covariates = _covariates_of(found, {name: value for name, value in given.items() if name != "space"})
         made = await self._work.run(partial(self.answer, found, verb, body, covariates, space))
         return made.response()
+
+
+def media_type(field: str) -> str:
+    """What a Content-Type says, without its parameters."""
+    return field.partition(";")[0].strip().lower()
 
 
 def is_file(kind: str) -> bool:
