@@ -1,0 +1,5 @@
+"""`python -m kerasvae.cli`."""
+
+from kerasvae.cli import main
+
+main()

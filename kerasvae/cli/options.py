@@ -1,0 +1,34 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "BundleArgument",
+    "DataOption",
+    "JsonOption",
+    "PrecisionOption",
+    "ProviderOption",
+    "RecipeArgument",
+    "RunArgument",
+    "SetOption",
+    "names",
+]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+RecipeArgument = Annotated[str, typer.Argument(help="A TOML file, or a shipped recipe: demo, t1-4mm, gm-4mm.")]
+DataOption = Annotated[Path, typer.Option(help="BIDS derivative folder, or a table with a `path` column.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Override: section.key=value.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `kerasvae train` wrote.")]
+PrecisionOption = Annotated[str, typer.Option(help="Of the ONNX graphs: float32, or what the bundle has.")]
+ProviderOption = Annotated[str, typer.Option(help="What runs them: auto, cpu, cuda, openvino.")]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder that `kerasvae export` wrote.")]
+
+
+def names(text: str) -> list[str]:
+    """What stands between commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
