@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kerasvae.errors import ArgumentError
+
 __all__ = [
     "BundleArgument",
     "DataOption",
@@ -16,6 +18,7 @@ __all__ = [
     "RecipeArgument",
     "RunArgument",
     "SetOption",
+    "assignments",
     "names",
 ]
 
@@ -32,3 +35,19 @@ BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle f
 def names(text: str) -> list[str]:
     """What stands between commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def assignments(texts: list[str]) -> dict[str, str]:
+    """What stands on both sides of each equals sign.
+
+    Raises:
+        ArgumentError: If there is none, a side is empty, or a name stands twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, value = (part.strip() for part in text.partition("="))
+        if not name or not value or name in found:
+            rule = "be NAME=VALUE, each name once"
+            raise ArgumentError("--set", rule=rule, got=repr(text)[:60], fix="Write it as --set age=70")
+        found[name] = value
+    return found
