@@ -64,9 +64,11 @@ class Memorisation:
     def describe(self) -> str:
         """The verdict as a phrase."""
         if self.p_copied <= LEVEL / 2:
-            verdict = f"nearer to training people than real people are (p {self.p_copied:.4f}): copied"
+            verdict = f"nearer to training people than real people are (p {self.p_copied:.4f}), as copies are"
         elif self.p_far <= LEVEL / 2:
-            verdict = f"farther from training people than real people are (p {self.p_far:.4f}): unlike real people"
+            verdict = (
+                f"farther from training people than real people are (p {self.p_far:.4f}), as people unlike any are"
+            )
         else:
             verdict = f"as far from training people as real people are (p {min(self.p_copied, self.p_far):.4f})"
         return f"{verdict}; median distance {self.ratio:.2f} times theirs"

@@ -152,7 +152,7 @@ def test_copies_are_told_from_new_people(generator):
     assert found.images.p_copied < 0.025
     learned = [generator.latents.people[row] for row in generator.known(LEARNED)]
     assert {row["nearest"] for row in rows} == {row["nearest_image"] for row in rows} <= set(learned)
-    assert "copied" in found.describe()[0]
+    assert "as copies are" in found.describe()[0]
     found, rows = made["new"]
     assert found.codes.p_copied > 0.025
     assert found.images.p_copied > 0.025
@@ -321,6 +321,9 @@ def test_a_conditional_model_is_told(told, folder, monkeypatch, capsys):
     np.testing.assert_allclose(found.codes, told.model.encode(inputs)["mean"], atol=1e-6)
     moved = in_images(told, found.images) - in_images(told, images)
     np.testing.assert_allclose(moved, np.outer(60 - np.array(table["age"], float), slopes[1]), atol=0.2)
+
+    monkeypatch.setattr(told.model.prior, "condition_size", 2, raising=False)  # as of a prior that is told, too
+    assert [variable.name for variable in Generator.of(told, ["age"]).given.variables] == ["age"]
 
     assert command(monkeypatch, "generate", told.path, "--set", "age=50", "--out", folder / "half") == 2
     assert "--set must name all that the model is told: age, sex, but received no sex" in capsys.readouterr().err
