@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from kerasvae.errors import ArgumentError
+
 __all__ = [
     "BundleArgument",
     "DataOption",
@@ -17,6 +19,7 @@ __all__ = [
     "RunArgument",
     "SetOption",
     "names",
+    "whole_numbers",
 ]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
@@ -32,3 +35,16 @@ BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle f
 def names(text: str) -> list[str]:
     """What stands between commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Those that stand between commas.
+
+    Args:
+        text: What was given.
+        option: As what, for the sentence about something else.
+    """
+    words = names(text)
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise ArgumentError(option, rule="be whole numbers between commas", got=repr(wrong[0])[:60], fix="Correct it")
+    return [int(word) for word in words]
