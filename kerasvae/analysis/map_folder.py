@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from kerasvae.analysis.regions import REGION_COLUMNS, summarise
 from kerasvae.preprocess import Pipeline, write_image, write_volume
 from kerasvae.training.run import write_json, write_table
-from kerasvae.types import Mask, Volume
+from kerasvae.types import Affine, Mask, Volume
 
-__all__ = ["MapFolder"]
+__all__ = ["MapFolder", "Traversal", "read_traversals"]
 
 
 @dataclass
@@ -85,3 +86,38 @@ class MapFolder:
         described: dict[str, Any] = {name: {"Description": text} for name, text in REGION_COLUMNS.items()}
         write_json(path.with_suffix(".json"), described | {"Settings": dict(self.about)})
         self.written.append(path)
+
+
+@dataclass(frozen=True)
+class Traversal:
+    """Decoded images along a line, as `MapFolder` holds them.
+
+    Args:
+        name: Of the file, without its ending.
+        images: (steps, x, y, z), model units, axes RAS+.
+        affine: Voxel to mm.
+        positions: (steps,): where each is, in steps; the middle one is the mean code's.
+        about: Its sidecar: ``Step`` says what a step is, ``Description`` along what.
+    """
+
+    name: str
+    images: NDArray[np.float32]
+    affine: Affine
+    positions: list[float]
+    about: dict[str, Any]
+
+
+def read_traversals(folder: Path) -> list[Traversal]:
+    """The traversals in a folder of maps, by name; none where there is no folder. Nothing is decoded.
+
+    `kerasvae.analysis.map_figures.traversal_slices` makes slices of them for a page.
+    """
+    import nibabel
+
+    found = []
+    for path in sorted(folder.glob("*_traversal.nii.gz")):
+        image, name = nibabel.load(path), path.name.removesuffix(".nii.gz")
+        about = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        images = np.ascontiguousarray(np.moveaxis(np.asarray(image.dataobj, np.float32), -1, 0))
+        found.append(Traversal(name, images, image.affine, about["Positions"], about))
+    return found
