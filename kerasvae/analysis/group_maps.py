@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 
-from kerasvae.analysis.permutation import permute
+from kerasvae.analysis.permutation import orthonormal, permute
 from kerasvae.analysis.slopes import Contrast
 from kerasvae.errors import ArgumentError
 from kerasvae.preprocess.nifti import image_of, sform_code_of
@@ -138,12 +138,14 @@ def _by_nilearn(
     from nilearn.maskers import NiftiMasker
     from nilearn.mass_univariate import permuted_ols
 
+    # a column that is constant here, as of a level that none of these has, nilearn would take for the intercept
+    held = orthonormal(contrast.held - contrast.held.mean(axis=0), least=contrast.held)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Data array used to create a new image contains 64-bit ints")  # its own
         found = permuted_ols(
             contrast.values[:, None],
             values,
-            confounding_vars=contrast.held if contrast.held.shape[1] else None,
+            confounding_vars=held if held.shape[1] else None,
             n_perm=permutations,
             two_sided_test=True,
             random_state=seed,

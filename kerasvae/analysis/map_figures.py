@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -71,10 +73,10 @@ def map_figure(
             display_mode="z",
             cut_coords=heights,
             figure=figure,
-            axes=(0.0, 0.02, 1.0, 0.86),
+            axes=(0.0, 0.02, 0.93, 0.86),
+            colorbar=False,
             black_bg=False,
             cmap=DIVERGING,
-            symmetric_cbar=True,
             vmax=limit,
             threshold=limit * 1e-6 if values.any() else None,
             draw_cross=False,
@@ -83,6 +85,8 @@ def map_figure(
         if outline is not None and outline.any():
             edges = image_of(outline, grid.matrix, code)
             shown.add_contours(edges, levels=[0.5], colors="black", linewidths=0.8)
+        scale = ScalarMappable(Normalize(-limit, limit), DIVERGING)
+        figure.colorbar(scale, cax=figure.add_axes((0.945, 0.08, 0.008, 0.74)))
         figure.text(0.005, 0.98, label, va="top", ha="left", fontsize=11)
     return figure
 

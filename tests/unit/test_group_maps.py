@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from nilearn.maskers import NiftiMasker
 from nilearn.mass_univariate import permuted_ols
 from scipy import stats
@@ -118,6 +119,21 @@ def test_covariates_explain_what_is_theirs():
         found = voxel_test(values, contrast, names(60), INSIDE, GRID, permutations=200)
         clear = (found.logp > -np.log10(0.05)).sum()
         assert clear > 0.5 * number if number else clear == 0
+
+
+def test_covariates_that_add_nothing(people):
+    """A level that nobody of these has, and a column twice, change neither t nor p nor the degrees of freedom."""
+    values, terms = people
+    kind = term_of("kind", ["c" if i < 2 else "ab"[i // 2 % 2] for i in range(N)])
+    gone = term_of("gone", ["n/a" if i < 2 else str(i % 5) for i in range(N)])  # kind c, too, where it is known
+    (contrast,) = contrasts_of(terms["group"], [terms["age"], kind, gone, term_of("again", _cells(terms["age"]))])
+    assert (np.ptp(contrast.held, axis=0) == 0).sum() == 1
+    found = voxel_test(values[2:], contrast, names(N - 2), INSIDE, GRID, permutations=99)
+    other = (kind.values[2:, 0], gone.values[2:, 0], terms["age"].values[2:, 0])
+    full = sm.add_constant(np.c_[(*other, contrast.values)])
+    assert found.degrees == N - 2 - 5
+    for voxel in range(1, INSIDE.sum(), 60):
+        assert found.t[INSIDE][voxel] == pytest.approx(sm.OLS(values[2:, voxel], full).fit().tvalues[-1], rel=1e-4)
 
 
 def test_what_cannot_be_tested(people):
