@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from kerasvae.analysis.design import Term, columns_of
-from kerasvae.analysis.latents import read_latents
+from kerasvae.analysis.design import Term, model_of
+from kerasvae.analysis.latents import asked_latents
 from kerasvae.analysis.permutation import orthonormal, permute
 from kerasvae.errors import ArgumentError
 from kerasvae.training.run import Run, write_json, write_table
@@ -163,12 +163,9 @@ def associate_run(
 ) -> Associations:
     """Test columns of a run's cohort against its codes, and write associations.tsv, which associations.json explains.
 
-    A code depends on no column that the model was not given, so people of all roles may be asked. Of one that its
-    encoder is given nothing can be learned in this way; of one that it learned to read, from other people alone.
-
     Args:
         run: Finished.
-        variables: Columns that are asked about.
+        variables: Columns that are asked about; see `kerasvae.analysis.latents.asked_latents`.
         covariates: Columns that are held the same.
         roles: Whose codes; None: all people's.
         permutations: See `associate`.
@@ -179,17 +176,9 @@ def associate_run(
         ArgumentError: If a column is missing or unfit, or the model was given it.
         RunError: If the run is not finished.
     """
-    latents = read_latents(run)
-    latents = latents if roles is None else latents.of(roles)
+    latents = asked_latents(run, variables, roles)
     if not variables:
         raise ArgumentError("--variables", rule="name a column", got="none", fix="Add one, as in --variables age")
-    model = run.recipe.model
-    if given := [name for name in variables if name in model.condition]:
-        rule = "be no column that the model is given beside the image"
-        raise ArgumentError("--variables", rule=rule, got=given[0], fix="Train a model without it to ask this")
-    if model.target in variables and set(latents.roles) & {"train", "validation"}:
-        rule = "be asked of people whom the model did not learn it from"
-        raise ArgumentError("--variables", rule=rule, got=f"{model.target} of all", fix="Add --roles calibration,test")
     rows = associate(
         latents.codes,
         latents.people,
@@ -274,14 +263,8 @@ def _of_variable(
     seed: int,
     progress: Callable[[int, int], None],
 ) -> list[Association]:
-    known = np.logical_and.reduce([term.known for term in (variable, *covariates)])
+    known, x, z, _ = model_of(variable, covariates)
     codes, people = codes[known], people[known]
-    x, z = variable.values[known], columns_of(covariates, len(known))[known]
-    x = x[:, np.ptp(x, axis=0) > 0] if len(x) else x[:, :0]  # without levels that nobody of these has
-    if len(codes) < 3 or not x.shape[1]:
-        names = ", ".join(term.name for term in (variable, *covariates))
-        got = f"{len(codes)} with {names} known" if len(codes) < 3 else "one value among those with all known"
-        raise ArgumentError(variable.name, rule="vary between three scans or more", got=got, fix="Name fewer columns")
     n_people, d, k = len(set(people.tolist())), codes.shape[1], x.shape[1]
     blocks = people if n_people < len(people) else None
     found = permute(codes, x, z, blocks=blocks, permutations=permutations, seed=seed, progress=progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from kerasvae.covariates import MISSING
 from kerasvae.errors import ArgumentError
 
-__all__ = ["Term", "columns_of", "term_of"]
+__all__ = ["Model", "Term", "columns_of", "model_of", "term_of"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,39 @@ def term_of(name: str, cells: Sequence[str]) -> Term:
 def columns_of(terms: Sequence[Term], rows: int) -> NDArray[np.float64]:
     """All their columns side by side, (n, k); of no term (n, 0)."""
     return np.concatenate([np.empty((rows, 0)), *(term.values for term in terms)], axis=1)
+
+
+class Model(NamedTuple):
+    """A variable beside covariates, of the m scans of n where all of them are known.
+
+    Attributes:
+        known: (n,): which scans.
+        variable: (m, k): without levels that none of them has.
+        covariates: (m, c).
+        levels: Of the k columns; an empty text of a number.
+    """
+
+    known: NDArray[np.bool_]
+    variable: NDArray[np.float64]
+    covariates: NDArray[np.float64]
+    levels: tuple[str, ...]
+
+
+def model_of(variable: Term, covariates: Sequence[Term]) -> Model:
+    """The columns of a linear model.
+
+    Raises:
+        ArgumentError: If fewer than three scans are left, or one value of the variable.
+    """
+    known = np.logical_and.reduce([term.known for term in (variable, *covariates)])
+    x, z = variable.values[known], columns_of(covariates, len(known))[known]
+    kept = np.ptp(x, axis=0) > 0 if len(x) else np.zeros(x.shape[1], bool)
+    if len(x) < 3 or not kept.any():
+        names = ", ".join(term.name for term in (variable, *covariates))
+        got = f"{len(x)} with {names} known" if len(x) < 3 else "one value among those with all known"
+        raise ArgumentError(variable.name, rule="vary between three scans or more", got=got, fix="Name fewer columns")
+    levels = tuple(level for level, here in zip(variable.levels[1:] or ("",), kept, strict=True) if here)
+    return Model(known, x[:, kept], z, levels)
 
 
 def _number(text: str) -> float | None:

@@ -14,7 +14,7 @@ from kerasvae.data import ROLES
 from kerasvae.errors import ArgumentError, RunError, nearest
 from kerasvae.training.run import FIXED_COLUMNS, Run
 
-__all__ = ["Latents", "read_latents"]
+__all__ = ["Latents", "asked_latents", "read_latents"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Latents:
         codes: (n, d): what stands for each, e.g. the mean of its posterior.
         stddev: (n, d): the posterior's standard deviation; None where it has none.
         columns: What is known about each, by name: n cells each, as in the cohort's table.
+        sessions: (n,): of which visit; n/a where there is but one.
     """
 
     people: tuple[str, ...]
@@ -34,6 +35,7 @@ class Latents:
     codes: NDArray[np.float64]
     stddev: NDArray[np.float64] | None
     columns: dict[str, tuple[str, ...]]
+    sessions: tuple[str, ...]
 
     def term(self, name: str) -> Term:
         """A column as a variable of a linear model.
@@ -66,6 +68,7 @@ class Latents:
             self.codes[rows],
             None if self.stddev is None else self.stddev[rows],
             {name: tuple(cells[row] for row in rows) for name, cells in self.columns.items()},
+            tuple(self.sessions[row] for row in rows),
         )
 
 
@@ -93,4 +96,32 @@ def read_latents(run: Run) -> Latents:
         codes.means,
         codes.stddev,
         {name: tuple(row[name] for row in rows) for name in names},
+        tuple(session for _, session in codes.scans),
     )
+
+
+def asked_latents(run: Run, variables: Sequence[str], roles: Sequence[str] | None) -> Latents:
+    """The codes that columns of the cohort may be asked of.
+
+    A code depends on no column that the model was not given, so people of all roles may be asked. Of one that its
+    encoder is given nothing can be learned in this way; of one that it learned to read, from other people alone.
+
+    Args:
+        run: Finished.
+        variables: Names of the columns.
+        roles: Whose codes; None: all people's.
+
+    Raises:
+        ArgumentError: If the model was given one of them, or as `Latents.of` does.
+        RunError: As `read_latents` does.
+    """
+    latents = read_latents(run)
+    latents = latents if roles is None else latents.of(roles)
+    model = run.recipe.model
+    if given := [name for name in variables if name in model.condition]:
+        rule = "be no column that the model is given beside the image"
+        raise ArgumentError("--variables", rule=rule, got=given[0], fix="Train a model without it to ask this")
+    if model.target in variables and set(latents.roles) & {"train", "validation"}:
+        rule = "be asked of people whom the model did not learn it from"
+        raise ArgumentError("--variables", rule=rule, got=f"{model.target} of all", fix="Add --roles calibration,test")
+    return latents

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +15,19 @@ from kerasvae.analysis.words import number
 from kerasvae.metrics import explained_variance
 from kerasvae.types import Affine, Mask
 
-__all__ = ["Examples", "axial_levels", "label_slices", "montage", "person_panel", "show_slices"]
+__all__ = ["Examples", "Placed", "axial_levels", "label_slices", "montage", "person_panel", "show_slices"]
+
+
+class Placed(Protocol):
+    """Something with a mask, (x, y, z), and an affine, voxel to mm."""
+
+    @property
+    def mask(self) -> Mask:
+        """Voxels that count."""
+
+    @property
+    def affine(self) -> Affine:
+        """Voxel to mm."""
 
 
 @dataclass(frozen=True)
@@ -135,22 +147,22 @@ def person_panel(examples: Examples, person: int) -> Figure:
     return figure
 
 
-def show_slices(axes: Axes, volume: NDArray, examples: Examples, levels: list[int], scale: dict[str, Any]) -> Any:
+def show_slices(axes: Axes, volume: NDArray, placed: Placed, levels: list[int], scale: dict[str, Any]) -> Any:
     """Draw a volume's `montage` in true proportions; returns what a colour bar is made of.
 
     Args:
         axes: Where.
         volume: (x, y, z).
-        examples: Its mask and affine are used.
+        placed: Its mask and affine.
         levels: Indices along z.
         scale: `cmap`, `vmin` and `vmax` of `Axes.imshow`.
     """
-    spacing = np.linalg.norm(np.asarray(examples.affine, float)[:3, :3], axis=0)
+    spacing = np.linalg.norm(np.asarray(placed.affine, float)[:3, :3], axis=0)
     axes.grid(visible=False)
     axes.set(xticks=[], yticks=[], facecolor="black")
     axes.spines[:].set_visible(False)
     return axes.imshow(
-        montage(volume, examples.mask, levels), origin="lower", aspect=float(spacing[1] / spacing[0]),
+        montage(volume, placed.mask, levels), origin="lower", aspect=float(spacing[1] / spacing[0]),
         interpolation="bilinear", interpolation_stage="data", **scale,
     )  # fmt: skip
 

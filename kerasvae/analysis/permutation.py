@@ -68,6 +68,7 @@ def permute(
     permutations: int = 10_000,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    watch: Callable[[Numbers], None] | None = None,
 ) -> Permuted:
     """Test a variable against many outcomes at once. An intercept is added.
 
@@ -79,6 +80,8 @@ def permute(
         permutations: How many to draw. The least p is 1 / (1 + permutations).
         seed: Of the draws.
         progress: Told how many are done.
+        watch: Given the statistics of a few permutations, (m, d), as `Permuted.statistic` has those of the true order;
+            for what is not asked of each outcome alone, such as the size of clusters.
 
     Returns:
         See `Permuted`.
@@ -106,36 +109,40 @@ def permute(
     whole = 0 < span.shape[1] < degrees
     both_outcomes = np.concatenate([y, span], axis=1) if whole else y
 
-    def statistics(permuted: Numbers) -> tuple[Numbers, Numbers]:
-        """F of each outcome, (m, d), and the joint statistic, (m,), of m permuted pairs of bases, (m, k + c, n)."""
+    def statistics(permuted: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+        """Of m permuted pairs of bases, (m, k + c, n): F of each outcome, (m, d), the joint statistic, (m,), signs."""
         shadow, spanned = np.split(permuted @ both_outcomes, [d], axis=2)
         explained = np.square(shadow[:, :k]).sum(axis=1)
         left = np.maximum(length - np.square(shadow[:, k:]).sum(axis=1), 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
             f = np.nan_to_num((explained / k) / (np.maximum(left - explained, 0.0) / degrees), nan=0.0, posinf=np.inf)
+        signs = np.sign(turn * shadow[:, 0])
         if not whole:
-            return f, np.full(len(permuted), np.nan)
+            return f, np.full(len(permuted), np.nan), signs
         ours, others = spanned[:, :k], spanned[:, k:]
         within = np.eye(span.shape[1]) - others.transpose(0, 2, 1) @ others
-        return f, np.einsum("mkd,mdk->m", ours, np.linalg.solve(within, ours.transpose(0, 2, 1)))
+        return f, np.einsum("mkd,mdk->m", ours, np.linalg.solve(within, ours.transpose(0, 2, 1))), signs
 
     both = np.concatenate([along, basis], axis=1).T
-    (f,), (joint,) = statistics(both[None])
+    turn = along[:, 0] @ across[:, 0]
+    (f,), (joint,), (signs,) = statistics(both[None])
     alone, family, together = np.zeros(d), np.zeros(d), 0
     bound = f * (1 - SAME)
     rng = np.random.default_rng(seed)
-    few = max(1, CHUNK // both.size)
+    few = max(1, CHUNK // max(both.size, len(both) * d))
     known = None if blocks is None else np.asarray(blocks)
     done = 0
     for order in orders(n, permutations, rng, blocks=known, few=few):
-        found, joints = statistics(both[:, order].transpose(1, 0, 2))
+        found, joints, turned = statistics(both[:, order].transpose(1, 0, 2))
+        if watch is not None:
+            watch(np.sqrt(found) * turned if k == 1 else found)
         alone += (found >= bound).sum(axis=0)
         family += (found.max(axis=1)[:, None] >= bound).sum(axis=0)
         together += int((joints >= joint * (1 - SAME)).sum())
         done += len(order)
         progress(done, permutations)
     return Permuted(
-        statistic=np.sqrt(f) * np.sign(across[:, 0] @ y) if k == 1 else f,
+        statistic=np.sqrt(f) * signs if k == 1 else f,
         degrees=degrees,
         p=(1 + alone) / (1 + permutations),
         p_family=(1 + family) / (1 + permutations),

@@ -20,6 +20,7 @@ __all__ = [
     "SetOption",
     "assignments",
     "names",
+    "whole_numbers",
 ]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
@@ -51,3 +52,16 @@ def assignments(texts: list[str]) -> dict[str, str]:
             raise ArgumentError("--set", rule=rule, got=repr(text)[:60], fix="Write it as --set age=70")
         found[name] = value
     return found
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Those that stand between commas.
+
+    Args:
+        text: What was given.
+        option: As what, for the sentence about something else.
+    """
+    words = names(text)
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise ArgumentError(option, rule="be whole numbers between commas", got=repr(wrong[0])[:60], fix="Correct it")
+    return [int(word) for word in words]

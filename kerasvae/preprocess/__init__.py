@@ -4,7 +4,7 @@ from kerasvae.preprocess.alignment import AlignmentContract, AlignmentLimits, fi
 from kerasvae.preprocess.fit import MaskRule, fit_mask, fit_pipeline
 from kerasvae.preprocess.grid import fit_to_shape, grid_of, named_grid, unfit_from_shape
 from kerasvae.preprocess.intensity import Intensity, PercentileIntensity, RangeIntensity, Scaling, ZScoreIntensity
-from kerasvae.preprocess.nifti import as_volume, read_volume, write_volume
+from kerasvae.preprocess.nifti import as_volume, read_volume, write_image, write_volume
 from kerasvae.preprocess.orient import Orientation, orientation_of
 from kerasvae.preprocess.pipeline import Pipeline
 from kerasvae.preprocess.resample import gaussian_variance, resample
@@ -32,5 +32,6 @@ __all__ = [
     "read_volume",
     "resample",
     "unfit_from_shape",
+    "write_image",
     "write_volume",
 ]

@@ -17,7 +17,7 @@ from kerasvae.preprocess.orient import orientation_of
 from kerasvae.storage import atomic_path
 from kerasvae.types import Affine, Volume
 
-__all__ = ["as_volume", "image_of", "read_volume", "sform_code_of", "write_volume"]
+__all__ = ["as_volume", "image_of", "read_volume", "sform_code_of", "write_image", "write_volume"]
 
 MAX_VOXELS = 2**29
 """Largest image that is read, in voxels (2 GiB as float32; about 0.3 mm over a head)."""
@@ -115,10 +115,27 @@ def write_volume(path: str | os.PathLike[str], data: NDArray, affine: Affine, *,
         ArgumentError: If the name has another ending.
         StorageError: If it could not be written; what stood there before is untouched.
     """
+    return write_image(path, image_of(data, affine, sform_code_of(space)))
+
+
+def write_image(path: str | os.PathLike[str], image: Any) -> Path:
+    """Write a nibabel image as `write_volume` writes arrays.
+
+    Args:
+        path: Ends in .nii or .nii.gz.
+        image: A Nifti1Image, e.g. of `Pipeline.invert`.
+
+    Returns:
+        The path.
+
+    Raises:
+        ArgumentError: If the name has another ending.
+        StorageError: If it could not be written; what stood there before is untouched.
+    """
     final = Path(path)
     if not final.name.endswith((".nii", ".nii.gz")):
         raise ArgumentError("path", rule="end in .nii or .nii.gz", got=final.name, fix="Change its ending")
-    content = image_of(data, affine, sform_code_of(space)).to_bytes()
+    content = image.to_bytes()
     with atomic_path(final) as temporary:
         temporary.write_bytes(gzip.compress(content, 6, mtime=0) if final.name.endswith(".gz") else content)
     return final

@@ -195,6 +195,10 @@ class Pipeline(BaseModel):
         """The same pipeline with another mask."""
         return self._with(mask=mask)
 
+    def with_interpolation(self, interpolation: Interpolation) -> Self:
+        """The same pipeline with another interpolation: "nearest" places labels as images are placed."""
+        return self._with(interpolation=interpolation)
+
     def with_alignment(self, contract: AlignmentContract | None) -> Self:
         """The same pipeline with another alignment contract."""
         return self._with(alignment=contract)

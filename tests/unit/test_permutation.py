@@ -176,3 +176,22 @@ def test_wrong_arguments(table, change, words):
     given = dict(zip(("outcomes", "variable", "covariates"), table, strict=True)) | change
     with pytest.raises(ArgumentError, match=words):
         permute(given["outcomes"], given["variable"], given["covariates"], blocks=given.get("blocks"), permutations=9)
+
+
+def test_who_watches_sees_the_statistic_of_each_permutation(table):
+    """Signed t beside least squares on permuted columns; family-wise p is that of the largest of them."""
+    outcomes, variable, covariates = table
+    seen = []
+    found = permute(outcomes, variable, covariates, permutations=200, seed=6, watch=seen.append)
+    seen = np.concatenate(seen)
+    assert seen.shape == (200, D)
+    base = np.c_[np.ones(N), covariates]
+    left = outcomes - base @ np.linalg.lstsq(base, outcomes, rcond=None)[0]
+    for row, order in zip(seen, np.concatenate(list(orders(N, 200, np.random.default_rng(6)))), strict=True):
+        full = np.c_[base, variable][order]
+        inverse = np.linalg.inv(full.T @ full)
+        slopes = inverse @ full.T @ left
+        sigma = np.sqrt(np.square(left - full @ slopes).sum(axis=0) / (N - 4))
+        np.testing.assert_allclose(row, slopes[-1] / (sigma * math.sqrt(inverse[-1, -1])), rtol=1e-8)
+    reached = (np.abs(seen).max(axis=1)[:, None] >= np.abs(found.statistic)).sum(axis=0)
+    np.testing.assert_array_equal(found.p_family, (1 + reached) / 201)
