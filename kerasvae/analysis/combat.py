@@ -28,6 +28,7 @@ from kerasvae.errors import ArgumentError
 __all__ = ["ComBat"]
 
 Numbers = NDArray[np.float64]
+Cells = Sequence[str] | NDArray[np.str_]
 FEWEST = 5
 """Scans of a site below which they say next to nothing about its scale."""
 CLOSE = 1e-8
@@ -58,7 +59,7 @@ class ComBat:
     factor: Numbers
 
     @classmethod
-    def fit(cls, data: ArrayLike, site: Sequence[str], kept: ArrayLike | None = None, *, shrink: bool = True) -> ComBat:
+    def fit(cls, data: ArrayLike, site: Cells, kept: ArrayLike | None = None, *, shrink: bool = True) -> ComBat:
         """Estimate what sites do.
 
         Args:
@@ -101,7 +102,7 @@ class ComBat:
             factor[index, varies] = np.sqrt(np.where(variance > 0, variance, 1.0))
         return cls(tuple(map(str, sites)), mean, slopes, kept_mean, scale, shift, factor)
 
-    def apply(self, data: ArrayLike, site: Sequence[str], kept: ArrayLike | None = None) -> Numbers:
+    def apply(self, data: ArrayLike, site: Cells, kept: ArrayLike | None = None) -> Numbers:
         """Harmonised features, (n, v).
 
         Args:
@@ -119,11 +120,11 @@ class ComBat:
         rest = np.asarray(data, np.float64) - expected - self.scale * self.shift[place]
         return expected + rest / self.factor[place]
 
-    def factors(self, site: Sequence[str]) -> Numbers:
+    def factors(self, site: Cells) -> Numbers:
         """By what the features of each person were divided, and standard deviations are to be: (n, v)."""
         return self.factor[self._places(site)]
 
-    def _places(self, site: Sequence[str]) -> NDArray[np.int64]:
+    def _places(self, site: Cells) -> NDArray[np.int64]:
         known = {name: index for index, name in enumerate(self.sites)}
         if unseen := sorted({str(name) for name in site} - set(known)):
             rule = f"be one of those that it was fitted to: {', '.join(self.sites)}"
