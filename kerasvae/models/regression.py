@@ -63,7 +63,6 @@ class RegressionVAE(VAE):
     """
 
     extras = ("target_nats",)
-    optional_names = ("target",)
     gives_condition = True
 
     def __init__(
@@ -97,6 +96,11 @@ class RegressionVAE(VAE):
                 got=f"{self.posterior.kind!r} and {self.objective.kind!r}",
                 fix="Take 'normal' and 'elbo'",
             )
+
+    @property
+    def optional_names(self) -> tuple[str, ...]:
+        """As `VAE`, and the target."""
+        return ("target", *super().optional_names)
 
     @property
     def encoder_width(self) -> int:
