@@ -117,6 +117,11 @@ class Objective:
     def __init__(self, **constants: Any) -> None:
         self.constants = constants
 
+    @property
+    def innermost(self) -> Objective:
+        """The objective that others were put around."""
+        return self
+
     def terms(self, draws: Draws) -> Terms:
         """The named terms of a batch."""
         raise NotImplementedError

@@ -43,6 +43,11 @@ class Wrapper(Objective):
         self.objective = inner
         self.__dict__.update({name: getattr(inner, name) for name in INHERITED})
 
+    @property
+    def innermost(self) -> Objective:
+        """That of the objective within."""
+        return self.objective.innermost
+
     def _report(self, **added: tuple[str, ...]) -> None:
         """Names beside those of the objective within: scheduled, extras or aggregates."""
         self.__dict__.update({key: (*getattr(self.objective, key), *names) for key, names in added.items()})

@@ -10,9 +10,9 @@ import tensorflow as tf
 from sklearn.linear_model import LogisticRegression
 
 from kerasvae import VAE, Covariate, RegressionVAE, dense_decoder, dense_encoder
-from kerasvae.errors import ArgumentError
+from kerasvae.errors import ArgumentError, ModelError
 from kerasvae.metrics import debiased_cka
-from kerasvae.objectives import ELBO, Draws, FactorVAE, WithAdversary, WithHSIC, WithMSSSIM
+from kerasvae.objectives import ELBO, IWAE, Draws, FactorVAE, WithAdversary, WithHSIC, WithMSSSIM
 from kerasvae.objectives.independence import hsic
 
 SITE = Covariate(name="site", kind="categorical", levels=("a", "b"), shares=(0.5, 0.5))
@@ -171,6 +171,8 @@ def test_what_comes_with_the_images():
     both = RegressionVAE(
         dense_encoder((12,), 6, (4,)), dense_decoder((12,), 2, (4,)), target=age, objective=WithHSIC(ELBO(), SITE)
     )
+    with pytest.raises(ModelError, match="'normal' and 'iwae'"):
+        RegressionVAE(both.encoder, both.decoder, target=age, objective=WithHSIC(IWAE(2), SITE))
     both.compile("adam")
     both.fit({"image": x, "target": np.full(8, 40.0), "site": site}, epochs=1, verbose=0)
     assert set(both.encode(x)) == {"mean", "stddev", "target_mean", "target_stddev"}
