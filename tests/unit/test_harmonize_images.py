@@ -6,6 +6,7 @@ import pytest
 from kerasvae import VAE, Covariates, dense_decoder, dense_encoder, fit_core, linear_start
 from kerasvae.analysis.harmonization import harmonize_images
 from kerasvae.errors import ArgumentError, ModelError
+from kerasvae.models.coding import Coding
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +19,7 @@ def made():
     x = rng.standard_normal((n, 2)) @ rng.standard_normal((2, 12)) * 2 + 3 * rng.standard_normal((3, 12))[place]
     x = (x + 0.05 * np.outer(table["age"], rng.standard_normal(12)) + 0.2 * rng.standard_normal((n, 12))).astype("f4")
     covariates = Covariates.fit(table, units={"age": "years"})
-    model = VAE(
-        dense_encoder((12,), 6, condition_size=3), dense_decoder((12,), 3, condition_size=3), covariates=covariates
-    )
-    coded = model.coding(covariates.matrix(table)).numpy()
+    coded = Coding(covariates)(covariates.matrix(table)).numpy()
     networks = dense_encoder((12,), 6, condition_size=3), dense_decoder((12,), 3, condition_size=3)
     model = VAE(*linear_start(*networks, fit_core(x, 3, condition=coded)), covariates=covariates)
     design = np.c_[np.eye(3)[place], table["age"]]
