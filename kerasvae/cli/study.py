@@ -1,4 +1,4 @@
-"""What a run says: `evaluate`, `report`, `stability`, `associate`, `maps`."""
+"""What a run says: `evaluate`, `report`, `stability`, `associate`, `maps`, `harmonize`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kerasvae.cli.make import say_metrics
 from kerasvae.cli.options import JsonOption, RunArgument, names, whole_numbers
 from kerasvae.terminal import bar, out
 
-__all__ = ["associate", "evaluate", "maps", "report", "stability"]
+__all__ = ["associate", "evaluate", "harmonize", "maps", "report", "stability"]
 
 
 @app.command()
@@ -169,3 +169,33 @@ def maps(
     for line in found.sentences:
         out.print(line)
     out.print(f"Maps: {count(len(found.written), 'file', 'files')} in {found.folder}")
+
+
+@app.command()
+def harmonize(
+    run: RunArgument,
+    site: Annotated[str, typer.Option(help="Column of the cohort that says where each scan was made.")] = "site",
+    keep: Annotated[str, typer.Option(help="Columns that codes may follow whatever the site: age,sex.")] = "",
+    voxels: Annotated[bool, typer.Option(help="Do the same to the images, for comparison.")] = True,
+    permutations: Annotated[int, typer.Option(min=99, help="Random orders that p comes from.")] = 199,
+    seed: Annotated[int, typer.Option(min=0, help="Of these.")] = 0,
+    json_: JsonOption = False,
+) -> None:
+    """Take the site out of the latent codes. Example: `kerasvae harmonize run --site site --keep age,sex`.
+
+    By ComBat, fitted to training and validation people. Writes latents_harmonized.tsv into the run's folder, and
+    harmonization.json: whether other people's codes still tell the site, and what was to be kept, before and after.
+    """
+    from kerasvae.analysis.harmonization import harmonize_run
+    from kerasvae.training.run import load_run
+
+    with bar() as show:
+        found = harmonize_run(
+            load_run(run), site, names(keep), voxels=voxels, permutations=permutations, seed=seed, progress=show
+        )
+    if json_:
+        sys.stdout.write(json.dumps(found.as_json()) + "\n")
+        return
+    for line in found.describe():
+        out.print(line)
+    out.print(f"Harmonised codes: {found.path}")

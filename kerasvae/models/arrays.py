@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from kerasvae.covariates import Covariates
 from kerasvae.errors import ArgumentError
 from kerasvae.models.core import Core
 from kerasvae.models.evidence import Evidence, log_evidence
@@ -225,7 +226,14 @@ class ArrayMethods(Core):
             )
         checked = {"image": self._checked_image(given["image"])}
         numbers = self._numbers_of(given.get("covariates"), len(checked["image"]))
-        return checked if numbers is None else checked | {"covariates": numbers}
+        checked |= {} if numbers is None else {"covariates": numbers}
+        site, level = given.get("site"), self.objective.site
+        if site is None or level is None:
+            return checked
+        cells = np.asarray(site).reshape(-1)
+        values: Any = cells[:, None] if cells.dtype.kind in "fiu" else {level.name: cells.tolist()}
+        known = Covariates([level.model_copy(update={"missing": "mean"})])  # it may be unknown
+        return checked | {"site": known.matrix(values, rows=len(checked["image"]))}
 
     def _numbers_of(self, covariates: Any, rows: int | None) -> NDArray[np.float32] | None:
         """Covariates in their units, (n, k); None where the model takes none."""

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from kerasvae.distributions import Likelihood, Posterior, Prior
 from kerasvae.errors import ModelError
-from kerasvae.objectives import Objective
+from kerasvae.objectives import Objective, Wrapper
 
 __all__ = ["CONDITIONAL_PRIORS", "OBJECTIVES", "PRIORS", "check_combination"]
 
@@ -19,6 +19,8 @@ DENSITIES = (*NORMALS, "iaf", "real_nvp", "ladder", "power_spherical", "von_mise
 REAL = ("standard_normal", "mixture", "vamp", "flow", "conditional_normal", "regression")
 KNOWN = (*REAL, "uniform_sphere", "uniform_codes", "ladder")
 CODES = ("vector_quantised", "relaxed_categorical")
+POINTS = (*DENSITIES, "point")
+INDEPENDENCE = ("with_hsic", "with_adversary")
 
 FIXED = ("standard_normal", "uniform_sphere")
 WITH_KL = (*DENSITIES, "relaxed_categorical")
@@ -121,9 +123,11 @@ def check_combination(
         valid, reason = PRIORS[posterior.kind]
         if prior.kind not in valid and prior.kind in KNOWN:
             raise _misfit("prior", prior.kind, f"the posterior {posterior.kind!r}", valid, reason)
-    inner = getattr(objective, "objective", None)
-    if isinstance(inner, Objective):
-        if likelihood.kind == "categorical":
+    if isinstance(objective, Wrapper):
+        inner = objective.objective
+        if objective.kind in INDEPENDENCE and posterior.kind in CODES:
+            raise _misfit("posterior", posterior.kind, f"the objective {objective.kind!r}", POINTS, "it moves codes")
+        if objective.kind == "with_ms_ssim" and likelihood.kind == "categorical":
             raise _misfit(
                 "likelihood", "categorical", f"the objective {objective.kind!r}", ("normal",), "it compares intensities"
             )

@@ -44,8 +44,6 @@ class Core(keras.Model):
 
     extras: ClassVar[tuple[str, ...]] = ()
     """Names of the terms per subject that the model itself adds to the objective's."""
-    optional_names: ClassVar[tuple[str, ...]] = ()
-    """Names of what images may come with, beside `input_names`."""
     remedied: frozenset[str] = frozenset()
     """Names of scheduled numbers that a guard has taken over from their schedules."""
     gives_condition: ClassVar[bool] = False
@@ -132,6 +130,11 @@ class Core(keras.Model):
         """Names of what `encode` takes."""
         return ("image",) if self.covariates is None else ("image", "covariates")
 
+    @property
+    def optional_names(self) -> tuple[str, ...]:
+        """Names of what images may come with, beside `input_names`."""
+        return () if self.objective.site is None else ("site",)
+
     def input_shapes(self, shape: tuple[int, ...]) -> Any:
         """Shape of a network's input, or of both."""
         main = (None, *shape)
@@ -192,7 +195,7 @@ class Core(keras.Model):
         """The parts of a batch: an image tensor, or a dictionary with ``image`` and, as the model needs, more."""
         if not isinstance(batch, Mapping):
             return Inputs(batch, self._condition(None))
-        return Inputs(batch["image"], self._condition(batch.get("covariates")))
+        return Inputs(batch["image"], self._condition(batch.get("covariates")), site=batch.get("site"))
 
     def _condition(self, covariates: tf.Tensor | None) -> tf.Tensor | None:
         """Standardised covariates, (B, c); None where the model takes none."""
@@ -289,6 +292,7 @@ class Core(keras.Model):
             seed=for_rest,
             image=lambda: image,
             reconstruction=lambda: tf.reshape(self.likelihood.mean(decoded), (count, size, *self.data_shape)),
+            site=None if given.site is None else given.site[:, 0],
         )
         if training:
             weight.append(self.objective.code_weight(draws))

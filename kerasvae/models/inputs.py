@@ -17,11 +17,13 @@ class Inputs(NamedTuple):
         image: (B, *data_shape).
         condition: Standardised covariates, (B, c), or None.
         target: What is regressed on the image, in its unit and NaN where unknown, (B, 1), or None.
+        site: Number of the level that codes are not to tell, NaN where unknown, (B, 1), or None.
     """
 
     image: tf.Tensor
     condition: tf.Tensor | None = None
     target: tf.Tensor | None = None
+    site: tf.Tensor | None = None
 
 
 def joined(main: tf.Tensor, condition: tf.Tensor | None) -> Any:

@@ -63,7 +63,6 @@ class RegressionVAE(VAE):
     """
 
     extras = ("target_nats",)
-    optional_names = ("target",)
     gives_condition = True
 
     def __init__(
@@ -90,13 +89,18 @@ class RegressionVAE(VAE):
         free = target.model_copy(update={"missing": "mean", "low": None, "high": None})
         self.targets = Covariates([free])
         self.target_coding = Coding(self.targets)
-        if self.posterior.kind in SAMPLED_POSTERIORS or self.objective.kind in SAMPLED_OBJECTIVES:
+        if self.posterior.kind in SAMPLED_POSTERIORS or self.objective.innermost.kind in SAMPLED_OBJECTIVES:
             raise ModelError(
                 "The posterior and the objective of a RegressionVAE",
                 rule="have and use a closed KL, which holds the expectation over the target",
-                got=f"{self.posterior.kind!r} and {self.objective.kind!r}",
+                got=f"{self.posterior.kind!r} and {self.objective.innermost.kind!r}",
                 fix="Take 'normal' and 'elbo'",
             )
+
+    @property
+    def optional_names(self) -> tuple[str, ...]:
+        """As `VAE`, and the target."""
+        return ("target", *super().optional_names)
 
     @property
     def encoder_width(self) -> int:

@@ -8,6 +8,7 @@ from kerasvae.objectives.dip_vae import DIPVAE
 from kerasvae.objectives.elbo import ELBO
 from kerasvae.objectives.factor_vae import FactorVAE
 from kerasvae.objectives.free_bits import FreeBits
+from kerasvae.objectives.independence import WithAdversary, WithHSIC
 from kerasvae.objectives.iwae import IWAE, DReG
 from kerasvae.objectives.miwae import MIWAE
 from kerasvae.objectives.mmd import WAEMMD, InfoVAE
@@ -16,6 +17,7 @@ from kerasvae.objectives.rae import RAE, Reconstruction
 from kerasvae.objectives.ssim import WithMSSSIM
 from kerasvae.objectives.sticking import StickingTheLanding
 from kerasvae.objectives.total_correlation import BetaTCVAE
+from kerasvae.objectives.wrapper import Wrapper
 
 __all__ = [
     "DIPVAE",
@@ -38,5 +40,8 @@ __all__ = [
     "Reconstruction",
     "StickingTheLanding",
     "Terms",
+    "WithAdversary",
+    "WithHSIC",
     "WithMSSSIM",
+    "Wrapper",
 ]

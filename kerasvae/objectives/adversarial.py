@@ -39,8 +39,8 @@ def check_critic(units: Iterable[int], learning_rate: float) -> list[int]:
     return widths
 
 
-def critic_network(latent_size: int, units: Iterable[int], seed: int) -> keras.Model:
-    """Dense layers with a leaky ReLU from codes (n, d) to one logit, (n, 1); float32 under any precision policy.
+def critic_network(latent_size: int, units: Iterable[int], seed: int, outputs: int = 1) -> keras.Model:
+    """Dense layers with a leaky ReLU from codes (n, d) to logits, (n, outputs); float32 under any precision policy.
 
     The initial weights depend on `seed` alone.
     """
@@ -54,7 +54,7 @@ def critic_network(latent_size: int, units: Iterable[int], seed: int) -> keras.M
     for width in units:
         hidden = keras.layers.LeakyReLU(LEAK, dtype="float32")(dense(width, index)(hidden))
         index += 1
-    return keras.Model(codes, dense(1, index)(hidden), name="critic")
+    return keras.Model(codes, dense(outputs, index)(hidden), name="critic")
 
 
 def flat_codes(z: tf.Tensor) -> tf.Tensor:

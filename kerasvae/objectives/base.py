@@ -12,6 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 import keras
 import tensorflow as tf
 
+from kerasvae.covariates import Covariate
+
 __all__ = ["Draws", "Objective", "Terms", "standard_terms"]
 
 
@@ -38,6 +40,7 @@ class Draws(NamedTuple):
         seed: A stateless seed for what else is random, e.g. permutations.
         image: Gives the images, (B, *data_shape), to objectives that look at voxels.
         reconstruction: Gives the mean image of each draw, (S, B, *data_shape).
+        site: Number of each subject's level of the objective's `site`, NaN where unknown, (B,), or None.
     """
 
     z: tf.Tensor
@@ -57,6 +60,7 @@ class Draws(NamedTuple):
     seed: tf.Tensor
     image: Callable[[], tf.Tensor] | None = None
     reconstruction: Callable[[], tf.Tensor] | None = None
+    site: tf.Tensor | None = None
 
 
 class Terms(NamedTuple):
@@ -98,6 +102,7 @@ class Objective:
         aggregates: Names of the aggregate terms that `terms` reports.
         stops_density: Whether log q is to be taken with the encoder's parameters held fixed, so that the gradient
             flows through the codes alone.
+        site: The category that it wants beside images, where they have it; None for none.
     """
 
     kind: ClassVar[str]
@@ -105,11 +110,17 @@ class Objective:
     extras: ClassVar[tuple[str, ...]] = ()
     aggregates: ClassVar[tuple[str, ...]] = ()
     stops_density: ClassVar[bool] = False
+    site: Covariate | None = None
     samples: int = 1
     memory: int = 0
 
     def __init__(self, **constants: Any) -> None:
         self.constants = constants
+
+    @property
+    def innermost(self) -> Objective:
+        """The objective that others were put around."""
+        return self
 
     def terms(self, draws: Draws) -> Terms:
         """The named terms of a batch."""

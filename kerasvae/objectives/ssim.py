@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from kerasvae.errors import ArgumentError
 from kerasvae.objectives.base import Draws, Objective, Terms
+from kerasvae.objectives.wrapper import Wrapper
 from kerasvae.types import Mask, pack_mask, unpack_mask
 
 __all__ = ["WEIGHTS", "WithMSSSIM", "ms_ssim", "scale_weights", "ssim", "ssim_maps"]
@@ -217,19 +218,12 @@ def _check(a: Any, b: Any, data_range: float, sigma: float, taps: int, k1: float
             raise ArgumentError(name, rule="be positive and finite", got=value, fix="See Wang et al. 2004")
 
 
-INHERITED = (
-    *("samples", "memory", "scheduled", "aggregates", "stops_density"),
-    *("code_weight", "build_critic", "critic_optimizer", "critic_loss"),
-)
-"""What `WithMSSSIM` has from the objective within, beside its terms."""
-
-
 @keras.saving.register_keras_serializable("kerasvae")
-class WithMSSSIM(Objective):
+class WithMSSSIM(Wrapper):
     """Another objective plus weight·(1 − MS-SSIM of image and reconstruction), per subject.
 
     The addition is not a log-likelihood of anything: what is minimised is no bound on log p(x), while elbo,
-    log_likelihood and kl are reported as ever. All that is asked of an objective is asked of the one within.
+    log_likelihood and kl are reported as ever.
 
     Args:
         objective: What is added to; its schedules stay.
@@ -247,22 +241,15 @@ class WithMSSSIM(Objective):
         data_range: float,
         mask: Mask | dict[str, Any] | None = None,
     ) -> None:
-        inner = keras.saving.deserialize_keras_object(objective) if isinstance(objective, dict) else objective
-        if not isinstance(inner, Objective) or isinstance(inner, WithMSSSIM):
-            got = type(inner).__name__
-            raise ArgumentError("objective", rule="be an objective of another kind", got=got, fix="Use ELBO()")
         for name, value in (("weight", weight), ("data_range", data_range)):
             if not 0 < value < math.inf:
                 raise ArgumentError(name, rule="be positive and finite", got=value, fix="Give a positive number")
         self.mask = unpack_mask(mask) if isinstance(mask, dict) else None if mask is None else np.asarray(mask, bool)
         if self.mask is not None and not self.mask.any():
             raise ArgumentError("mask", rule="contain at least one True voxel", got="none", fix="Check the brain mask")
-        super().__init__(**{**inner.constants, "weight": float(weight), "data_range": float(data_range)})
-        self.objective = inner
-        self.weight = float(weight)
-        self.data_range = float(data_range)
-        inherited = {name: getattr(inner, name) for name in INHERITED}
-        self.__dict__.update(inherited, extras=(*inner.extras, "ms_ssim"))
+        super().__init__(objective, weight=float(weight), data_range=float(data_range))
+        self.weight, self.data_range = float(weight), float(data_range)
+        self._report(extras=("ms_ssim",))
 
     def terms(self, draws: Draws) -> Terms:
         """The terms of the objective within, and ms_ssim, the mean over draws."""

@@ -105,9 +105,11 @@ def augmentation_of(
 def _categories(model: VAE, inputs: Mapping[str, NDArray[Any]]) -> list[int] | None:
     """A number for each combination of categories of the training people; None without any categories."""
     which = [c.kind == "categorical" for c in model.covariates or ()]
-    if not any(which):
+    told = [inputs["covariates"][:, which]] if any(which) else []
+    told += [inputs["site"]] if "site" in inputs else []
+    if not told:
         return None
-    codes = np.nan_to_num(inputs["covariates"][:, which], nan=-1.0)
+    codes = np.nan_to_num(np.concatenate(told, axis=1), nan=-1.0)
     return np.unique(codes, axis=0, return_inverse=True)[1].ravel().tolist()
 
 

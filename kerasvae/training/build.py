@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import kerasvae.distributions as distributions
 import kerasvae.objectives as objectives
-from kerasvae.covariates import Covariate, Covariates
+from kerasvae.covariates import FEWEST, Covariate, Covariates
 from kerasvae.distributions import Likelihood, Posterior, Prior, RegressionPrior, inverse_positive
 from kerasvae.errors import RecipeError, nearest
 from kerasvae.models import VAE, RegressionVAE
@@ -29,7 +29,8 @@ from kerasvae.networks import (
     fit_core,
     linear_start,
 )
-from kerasvae.objectives import Objective, WithMSSSIM
+from kerasvae.objectives import Objective, Wrapper
+from kerasvae.objectives.independence import Independence
 from kerasvae.preprocess import Pipeline
 from kerasvae.training.recipe import ModelSection, Recipe
 from kerasvae.types import Array, Mask
@@ -61,7 +62,7 @@ def kinds(module: Any, base: Any) -> dict[str, Any]:
     """
     found = (getattr(module, name) for name in module.__all__)
     family: list[Any] = [c for c in found if isinstance(c, type) and issubclass(c, base)]
-    return {c.kind: c for c in family if c not in (base, WithMSSSIM)}
+    return {c.kind: c for c in family if c is not base and (issubclass(base, Wrapper) or not issubclass(c, Wrapper))}
 
 
 def build_model(
@@ -129,7 +130,7 @@ def build_model(
         "posterior": posterior,
         "prior": prior,
         "likelihood": likelihood,
-        "objective": _objective(recipe),
+        "objective": _independent(recipe, _objective(recipe), table or {}),
         "seed": recipe.training.seed,
         "covariates": covariates,
     }
@@ -146,15 +147,7 @@ def _covariates(
 ) -> tuple[Covariates | None, Covariate | None]:
     """What the model takes beside the image, and what it regresses on it."""
     wanted = (*section.condition, *([section.target] if section.target else []))
-    for name in wanted:
-        if name not in table:
-            close = nearest(name, table)
-            raise RecipeError(
-                "model.condition and model.target",
-                rule="name columns of the cohort's table",
-                got=repr(name),
-                fix=f"Did you mean {close!r}?" if close else f"It has {', '.join(table) or 'none'}",
-            )
+    _check_columns("model.condition and model.target", wanted, table)
     if section.target in section.condition:
         raise RecipeError(
             "model.target",
@@ -288,6 +281,35 @@ def _objective(recipe: Recipe) -> Objective:
     return _part(Objective, section.kind, options, {}, "objective.kind")
 
 
+def _independent(recipe: Recipe, objective: Objective, table: Mapping[str, Sequence[str]]) -> Objective:
+    """The objective, with a price for what codes tell of a category where the recipe names one.
+
+    People of a level with few of them do not count, as those of whom it is not known.
+    """
+    section = recipe.objective
+    if not section.independent_of:
+        return objective
+    _check_columns("objective.independent_of", [section.independent_of], table)
+    name, cells = section.independent_of, [cell.strip() for cell in table[section.independent_of]]
+    known = {name: [cell if cells.count(cell) >= FEWEST else "" for cell in cells]}
+    sizes = {"objective": objective, "site": Covariates.fit(known, categorical=[name], missing="mean")[0]}
+    kind = f"with_{section.independence}"
+    return _part(Independence, kind, section.independence_options, sizes, "objective.independence")
+
+
+def _check_columns(key: str, wanted: Sequence[str], table: Mapping[str, Sequence[str]]) -> None:
+    """Refuse names that are no column."""
+    for name in wanted:
+        if name not in table:
+            close = nearest(name, table)
+            raise RecipeError(
+                key,
+                rule="name columns of the cohort's table",
+                got=repr(name),
+                fix=f"Did you mean {close!r}?" if close else f"It has {', '.join(table) or 'none'}",
+            )
+
+
 def _check_linear(section: ModelSection) -> None:
     """Probabilistic PCA is a normal posterior and a normal likelihood with one scale."""
     for key, kind in (("posterior", section.posterior), ("likelihood", section.likelihood)):
@@ -309,7 +331,7 @@ def _check_linear(section: ModelSection) -> None:
 
 def _part(base: Any, kind: str, options: Mapping[str, Any], sizes: Mapping[str, Any], key: str) -> Any:
     """An object of a kind: its options from the recipe, and those of the sizes that its constructor takes."""
-    family = kinds(objectives if base is Objective else distributions, base)
+    family = kinds(objectives if issubclass(base, Objective) else distributions, base)
     if kind not in family:
         close = nearest(kind, family)
         raise RecipeError(

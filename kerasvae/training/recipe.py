@@ -197,6 +197,9 @@ class ObjectiveSection(Section):
 
     kind: str = Field("elbo", description="kind of the objective")
     options: dict[str, Any] = Field({}, description="what its class takes")
+    independent_of: str = Field("", description="category, e.g. site, of which codes are not to tell")
+    independence: Literal["hsic", "adversary"] = Field("hsic", description="the price for what they tell nevertheless")
+    independence_options: dict[str, Any] = Field({}, description="what its class takes, e.g. site_weight")
     schedules: dict[str, dict[str, Any]] = Field({}, description="a number of the model to the schedule that moves it")
 
     @field_validator("schedules")
@@ -261,7 +264,12 @@ class Recipe(Section):
         return schedules
 
     def first_candidate(self) -> int:
-        """The first epoch whose weights may be the best: all numbers of the model have arrived."""
+        """The first epoch whose weights may be the best: all numbers of the model have arrived.
+
+        It is the last one where codes pay for what they tell of a site: the ELBO, which chooses, would not.
+        """
+        if self.objective.independent_of:
+            return self.training.epochs
         numbers = [schedule for name, schedule in self.schedules().items() if name != "learning_rate"]
         settled = max((schedule.settled for schedule in numbers), default=0.0)
         return math.ceil(settled * self.training.epochs)

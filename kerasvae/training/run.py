@@ -133,7 +133,8 @@ def model_inputs(model: VAE, scans: Sequence[Scan], images: Array) -> dict[str, 
         images: Their preprocessed volumes, (n, *data_shape).
 
     Returns:
-        ``image``; ``covariates``, (n, k), and ``target``, (n, 1), where the model takes them.
+        ``image``; ``covariates``, (n, k), ``target`` and ``site``, (n, 1), where the model takes them. A site that
+        the model did not learn from is not known.
 
     Raises:
         ArgumentError: If a covariate is missing or outside what the model takes.
@@ -143,6 +144,9 @@ def model_inputs(model: VAE, scans: Sequence[Scan], images: Array) -> dict[str, 
         inputs["covariates"] = table_of(scans, model.covariates.names)
     if "target" in model.optional_names:
         inputs["target"] = table_of(scans, [model.target.name])[model.target.name]
+    if (site := model.objective.site) is not None:
+        cells = table_of(scans, [site.name])[site.name]
+        inputs["site"] = [cell if cell.strip() in site.levels else "" for cell in cells]
     return model.checked(inputs)
 
 

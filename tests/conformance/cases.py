@@ -37,7 +37,7 @@ class Case:
         shape: Shape of one subject.
         make: From training images, (n, *shape), to a model that is not compiled.
         support: What the images may be: real, unit (0 to 1), binary, levels (eight between 0 and 1) or labels (0 to 2).
-        beside: What the model is given beside images: covariates, target.
+        beside: What the model is given beside images: covariates, target, site.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Case:
         site = rng.integers(0, 3, people)
         age[0], site[:3] = np.nan, (0, 1, 2)
         given = {"covariates": np.stack([age, site], 1).astype("f4"), "target": age[:, None].astype("f4")}
+        given["site"] = np.where(np.arange(people) == people - 1, np.nan, site)[:, None].astype("f4")
         return {"image": self.images(people, seed), **{name: given[name] for name in self.beside}}
 
 
@@ -223,6 +224,17 @@ def regression(images: np.ndarray) -> VAE:
     return RegressionVAE(*networks, target=COVARIATES[0])
 
 
+def independent(images: np.ndarray) -> VAE:
+    """Codes that pay for what they tell of a site."""
+    return conv(images, objective=o.WithHSIC(o.FreeBits(0.1), COVARIATES[1], site_weight=20.0))
+
+
+def adversary(images: np.ndarray) -> VAE:
+    """The same by a critic."""
+    shape, objective = images.shape[1:], o.WithAdversary(ELBO(), COVARIATES[1], site_weight=1.0, units=(8,))
+    return VAE(dense_encoder(shape, 6, (8,)), dense_decoder(shape, 3, (8,)), objective=objective)
+
+
 def ladder(images: np.ndarray) -> VAE:
     """Three levels, each read from a depth of its own, with free bits for each."""
     shape, levels, filters = images.shape[1:], (1, 2, 2), (4, 8, 8)
@@ -246,5 +258,7 @@ CASES = (
     Case("covariates, conditional prior", (8, 9, 7), conditional, beside=("covariates",)),
     Case("covariates, from PCA", (15,), conditional_from_pca, beside=("covariates",)),
     Case("regression", (8, 9), regression, beside=("target",)),
+    Case("HSIC", (8, 9), independent, beside=("site",)),
+    Case("adversary of the site", (15,), adversary, beside=("site",)),
     Case("user's own", (6, 5, 4), users_own),
 )

@@ -7,10 +7,11 @@ import pytest
 
 import kerasvae.distributions as distributions
 import kerasvae.objectives as objectives
+from kerasvae.covariates import Covariate
 from kerasvae.distributions import Likelihood, Posterior, Prior
 from kerasvae.errors import ModelError
 from kerasvae.models.compatibility import CONDITIONAL_PRIORS, OBJECTIVES, PRIORS, check_combination
-from kerasvae.objectives import ELBO, FreeBits, Objective, WithMSSSIM
+from kerasvae.objectives import ELBO, FreeBits, Objective, WithAdversary, WithHSIC, WithMSSSIM, Wrapper
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 
@@ -18,11 +19,13 @@ GUIDE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 def kinds(module, base):
     """Every public kind of a family, to its class."""
     found = [getattr(module, name) for name in module.__all__]
-    return {c.kind: c for c in found if isinstance(c, type) and issubclass(c, base) and c is not base}
+    found = [c for c in found if isinstance(c, type) and issubclass(c, base) and c not in (base, Wrapper)]
+    return {c.kind: c for c in found}
 
 
 POSTERIOR_KINDS, PRIOR_KINDS = kinds(distributions, Posterior), kinds(distributions, Prior)
-OBJECTIVE_KINDS = {kind: c for kind, c in kinds(objectives, Objective).items() if c is not WithMSSSIM}
+OBJECTIVE_KINDS = {kind: c for kind, c in kinds(objectives, Objective).items() if not issubclass(c, Wrapper)}
+SITE = Covariate(name="site", kind="categorical", levels=("a", "b"), shares=(0.5, 0.5))
 
 
 class Part:
@@ -88,6 +91,19 @@ def test_what_an_objective_wraps_is_checked_too():
     with pytest.raises(ModelError, match="density"):
         check_combination(Part("point"), Part("standard_normal"), Part("normal"), wrapped)
     check_combination(Part("normal"), Part("standard_normal"), Part("normal"), wrapped)
+
+
+@pytest.mark.parametrize("penalty", [WithHSIC, WithAdversary])
+def test_codes_that_pay_for_a_site_are_points(penalty):
+    parts = Part("standard_normal"), Part("categorical")
+    check_combination(Part("normal"), *parts, penalty(ELBO(), SITE))
+    with pytest.raises(ModelError, match="KL that the encoder can lower"):
+        check_combination(Part("point"), *parts, penalty(ELBO(), SITE))
+    codes = Part("relaxed_categorical"), Part("uniform_codes"), Part("normal")
+    with pytest.raises(ModelError, match="moves codes"):
+        check_combination(*codes, penalty(ELBO(), SITE))
+    with pytest.raises(ModelError, match="compares intensities"):
+        check_combination(Part("normal"), *parts, penalty(WithMSSSIM(ELBO(), weight=1.0, data_range=1.0), SITE))
 
 
 def test_free_bits_for_the_whole_code_need_no_dimensions():
