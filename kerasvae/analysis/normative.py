@@ -151,6 +151,8 @@ def fit_expectation(residual: ArrayLike, covariates: ArrayLike) -> Expectation:
     growth = inverse @ levels
     error = np.square(levels - full @ growth).sum() / degrees
     growth = growth[1:] * _shares(np.square(growth[1:]) / np.maximum(own * error, SMALLEST), degrees)
+    rest = rest / np.exp(full[:, 1:] @ growth / 2)[:, None]
+    variance = np.maximum(moderated_variance(np.square(rest).sum(axis=0) / degrees, float(degrees))[0], least)
     return Expectation(center, unit, slopes, variance, growth)
 
 

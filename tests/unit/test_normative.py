@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from kerasvae.analysis.normative import calibrate, fit_expectation, left_out, normal_quantile
 from kerasvae.errors import ArgumentError
@@ -20,11 +20,8 @@ def people(n, seed, slope=0.0, growth=0.0):
     stddev = np.exp(0.3 * np.random.default_rng(99).standard_normal(VOXELS))
     years = (age - 50) / math.sqrt(300)
     mean = slope * years[:, None] * (np.arange(VOXELS) < VOXELS // 2)
-    return (
-        (mean + rng.standard_normal((n, VOXELS))) * stddev * np.exp(growth * years / 2)[:, None],
-        age[:, None],
-        stddev,
-    )
+    noise = rng.standard_normal((n, VOXELS)) * np.exp(growth * years / 2)[:, None]
+    return (mean + noise) * stddev, age[:, None], stddev
 
 
 def test_what_is_there_is_found():
@@ -51,7 +48,7 @@ def test_new_people_are_standardised_whatever_their_covariate():
     for low, high in ((20, 40), (40, 60), (60, 80)):
         part = u[(theirs[:, 0] >= low) & (theirs[:, 0] < high)]
         assert part.std() == pytest.approx(1, abs=0.07)
-        assert np.abs(part.mean(axis=0)).mean() < 0.15
+        assert np.abs(part.mean(axis=0)).mean() < 0.25  # without the slopes 0.5 and more
 
 
 def test_an_unknown_covariate_is_taken_to_be_the_mean():
@@ -105,10 +102,15 @@ def test_left_out_is_calibration_on_the_others():
 
 
 def test_left_out_of_voxels_alike():
-    values = np.random.default_rng(3).standard_normal((6, 500))
+    """Variances that do not differ at all are one: t is then a normal deviate."""
+    rng = np.random.default_rng(3)
+    values = rng.permuted(np.tile(rng.standard_normal((8, 1)), 500), axis=0)
     t, degrees = left_out(values)
     assert math.isinf(degrees)
-    assert t.std() == pytest.approx(1, abs=0.05)
+    # Smyth's common variance is that of the logarithms: a little above the mean of 7 degrees of freedom
+    stddev = values[:, 0].std(ddof=1) * math.exp((math.log(3.5) - special.digamma(3.5)) / 2)
+    others = (values.sum(axis=0) - values) / 7
+    np.testing.assert_allclose(t, (values - others) / (stddev * math.sqrt(1 + 1 / 7)))
 
 
 def test_rates_of_z():
