@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kerasvae.analysis.design import Term, columns_of
-from kerasvae.analysis.latents import read_latents
+from kerasvae.analysis.latents import read_latents, refuse_told
 from kerasvae.analysis.permutation import orthonormal, permute
 from kerasvae.errors import ArgumentError
 from kerasvae.training.run import Run, write_json, write_table
@@ -183,13 +183,7 @@ def associate_run(
     latents = latents if roles is None else latents.of(roles)
     if not variables:
         raise ArgumentError("--variables", rule="name a column", got="none", fix="Add one, as in --variables age")
-    model = run.recipe.model
-    if given := [name for name in variables if name in model.condition]:
-        rule = "be no column that the model is given beside the image"
-        raise ArgumentError("--variables", rule=rule, got=given[0], fix="Train a model without it to ask this")
-    if model.target in variables and set(latents.roles) & {"train", "validation"}:
-        rule = "be asked of people whom the model did not learn it from"
-        raise ArgumentError("--variables", rule=rule, got=f"{model.target} of all", fix="Add --roles calibration,test")
+    refuse_told(run, variables, latents.roles)
     rows = associate(
         latents.codes,
         latents.people,

@@ -14,7 +14,7 @@ from kerasvae.data import ROLES
 from kerasvae.errors import ArgumentError, RunError, nearest
 from kerasvae.training.run import FIXED_COLUMNS, Run
 
-__all__ = ["Latents", "read_latents"]
+__all__ = ["Latents", "read_latents", "refuse_told"]
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,26 @@ def read_latents(run: Run) -> Latents:
         codes.stddev,
         {name: tuple(row[name] for row in rows) for name in names},
     )
+
+
+def refuse_told(
+    run: Run, variables: Sequence[str], roles: Sequence[str], *, fix: str = "Add --roles calibration,test"
+) -> None:
+    """Refuse to ask the codes about what the model was told.
+
+    Args:
+        run: Its recipe is read.
+        variables: Columns that are asked about.
+        roles: Of the people whose codes are used.
+        fix: What to do where the model learned it from some of them.
+
+    Raises:
+        ArgumentError: If a variable is given to the encoder beside the image, or was learned from these people.
+    """
+    model = run.recipe.model
+    if given := [name for name in variables if name in model.condition]:
+        rule = "be no column that the model is given beside the image"
+        raise ArgumentError("--variables", rule=rule, got=given[0], fix="Train a model without it to ask this")
+    if model.target in variables and set(roles) & {"train", "validation"}:
+        rule = "be asked of people whom the model did not learn it from"
+        raise ArgumentError("--variables", rule=rule, got=f"{model.target} of all", fix=fix)

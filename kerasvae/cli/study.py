@@ -1,11 +1,11 @@
-"""What a run says: `evaluate`, `report`, `stability`, `associate`."""
+"""What a run says: `evaluate`, `report`, `stability`, `associate`, `predict`."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,7 +14,7 @@ from kerasvae.cli.make import say_metrics
 from kerasvae.cli.options import JsonOption, RunArgument, names
 from kerasvae.terminal import bar, out
 
-__all__ = ["associate", "evaluate", "report", "stability"]
+__all__ = ["associate", "evaluate", "predict", "report", "stability"]
 
 
 @app.command()
@@ -108,3 +108,45 @@ def associate(
     for line in found.describe():
         out.print(line)
     out.print(f"Associations: {found.path}")
+
+
+@app.command()
+def predict(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run, or the folds of a cross-validation.")],
+    variables: Annotated[str, typer.Option(help="Columns of the cohort that are predicted: age,sex.")],
+    covariates: Annotated[str, typer.Option(help="Columns to predict from, alone and with the codes: site.")] = "",
+    beside: Annotated[Literal["pca", "none"], typer.Option(help="What is put beside the codes.")] = "pca",
+    out_: Annotated[
+        Path | None, typer.Option("--out", help="Table to write; by default predictions.tsv in a single RUN.")
+    ] = None,
+    permutations: Annotated[int, typer.Option(min=0, help="Of the variable, for p; 0: none.")] = 199,
+    seed: Annotated[int, typer.Option(min=0, help="Of these, and of all else that is drawn.")] = 0,
+    json_: JsonOption = False,
+) -> None:
+    """What do the codes predict of new people? Example: `kerasvae predict folds/fold* --variables age --out age.tsv`.
+
+    Each run's test people are predicted by what is learned from the codes of its other people: numbers by ridge,
+    categories by logistic regression, with the same from PCA and from covariates beside. Writes a row for each
+    prediction, and figures with intervals into the .json of the same name.
+    """
+    from kerasvae.analysis.prediction import predict_runs
+    from kerasvae.training.run import load_run
+
+    asked, held = map(names, (variables, covariates))
+    with bar() as show:
+        found = predict_runs(
+            [load_run(run) for run in runs],
+            asked,
+            held,
+            pca=beside == "pca",
+            permutations=permutations,
+            seed=seed,
+            out=out_,
+            progress=lambda done, total: show("permute", done, total),
+        )
+    if json_:
+        sys.stdout.write(json.dumps(found.figures) + "\n")
+        return
+    for line in found.describe():
+        out.print(line)
+    out.print(f"Predictions: {found.path}")

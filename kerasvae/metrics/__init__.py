@@ -1,6 +1,6 @@
 """What a reconstruction and a latent space are worth, as pure functions of arrays. No TensorFlow."""
 
-from kerasvae.metrics.baseline import pca_reconstruct
+from kerasvae.metrics.baseline import pca_codes, pca_reconstruct
 from kerasvae.metrics.collapse import active_units, level_kl, mutual_information
 from kerasvae.metrics.diagnosis import Diagnosis, Figures, diagnose
 from kerasvae.metrics.disentanglement import (
@@ -35,6 +35,7 @@ __all__ = [
     "mutual_information",
     "mutual_information_gap",
     "nested_ridge",
+    "pca_codes",
     "pca_reconstruct",
     "procrustes_r2",
     "sap",
