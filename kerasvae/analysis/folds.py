@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasvae.analysis.design import Term, columns_of
-from kerasvae.analysis.latents import Latents, read_latents
+from kerasvae.analysis.latents import Latents, read_latents, volumes_of
 from kerasvae.errors import ArgumentError, RunError
 from kerasvae.training.peer import pca_codes_beside
 from kerasvae.training.run import Run, model_inputs
@@ -108,15 +108,12 @@ def pca_of(run: Run, latents: Latents) -> Numbers:
         run: Its volumes, mask and roles are used.
         latents: Its scans, in their order.
     """
-    scans = list(run.cohort.scans)
-    if [scan.person for scan in scans] != list(latents.people):
-        raise RunError(run.path, rule="have latents in the order of scans.tsv", got="another", fix="Evaluate it again")
-    volumes = run.store.load(scans)
+    volumes = volumes_of(run, latents.people)
     inside = np.ones(volumes.shape[1:], bool) if run.pipeline.mask is None else run.pipeline.mask
     # TensorFlow is needed only where the model takes covariates
     coding, inputs = (None, {"image": volumes})
     if run.recipe.model.condition:
-        coding, inputs = run.model.coding, model_inputs(run.model, scans, volumes)
+        coding, inputs = run.model.coding, model_inputs(run.model, run.cohort.scans, volumes)
     learned = np.isin(latents.roles, ("train", "validation"))
     fit = {name: values[learned] for name, values in inputs.items()}
     return pca_codes_beside(coding, latents.codes.shape[1], fit, inputs, inside)

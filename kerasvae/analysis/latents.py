@@ -13,8 +13,9 @@ from kerasvae.analysis.design import Term, term_of
 from kerasvae.data import ROLES
 from kerasvae.errors import ArgumentError, RunError, nearest
 from kerasvae.training.run import FIXED_COLUMNS, Run
+from kerasvae.types import Array
 
-__all__ = ["Latents", "read_latents", "refuse_told"]
+__all__ = ["Latents", "read_latents", "refuse_told", "volumes_of"]
 
 
 @dataclass(frozen=True)
@@ -117,3 +118,20 @@ def refuse_told(
     if model.target in variables and set(roles) & {"train", "validation"}:
         rule = "be asked of people whom the model did not learn it from"
         raise ArgumentError("--variables", rule=rule, got=f"{model.target} of all", fix=fix)
+
+
+def volumes_of(run: Run, people: Sequence[str], rows: Sequence[int] | NDArray[np.intp] | None = None) -> Array:
+    """Preprocessed volumes of the scans in latents.tsv, (n, x, y, z).
+
+    Args:
+        run: Their run.
+        people: Whose they are, in the order of latents.tsv.
+        rows: Which of them; None: all.
+
+    Raises:
+        RunError: If the scans of the run are in another order.
+    """
+    scans = run.cohort.scans
+    if [scan.person for scan in scans] != list(people):
+        raise RunError(run.path, rule="have latents in the order of scans.tsv", got="another", fix="Evaluate it again")
+    return run.store.load([scans[row] for row in (range(len(scans)) if rows is None else rows)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -14,7 +14,12 @@ from kerasvae.cli.make import say_metrics
 from kerasvae.cli.options import JsonOption, RunArgument, names
 from kerasvae.terminal import bar, out
 
+if TYPE_CHECKING:
+    from kerasvae.analysis.rotation import Kind
+
 __all__ = ["associate", "evaluate", "predict", "report", "stability"]
+
+AXES = {"none": "axes as trained", "principal": "principal axes", "varimax": "varimax axes"}
 
 
 @app.command()
@@ -47,21 +52,27 @@ def report(
 @app.command()
 def stability(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two run folders or more, on one cohort.")],
+    axes: Annotated[
+        str, typer.Option(help="Axes to compare one by one, too: none (as trained), principal, varimax.")
+    ] = "",
     json_: JsonOption = False,
 ) -> None:
-    """Did trainings find the same latent space? Example: `kerasvae stability run-seed0 run-seed1`."""
+    """Did trainings find the same latent space? Example: `kerasvae stability run-seed0 run-seed1 --axes principal`."""
     from kerasvae.analysis.agreement import agreement_of
 
-    found = agreement_of(runs)
+    found = agreement_of(runs, axes=cast("list[Kind]", names(axes)))
     if json_:
-        pairs = [
+        pairs: list[dict[str, Any]] = [
             pair._asdict() | {"first": str(runs[pair.first]), "second": str(runs[pair.second])} for pair in found.pairs
         ]
+        for kind, matched in found.axes.items():
+            for row, each in zip(pairs, matched, strict=True):
+                row.setdefault("axes", {})[kind] = each._asdict() | {"pairs": [two._asdict() for two in each.pairs]}
         content = {"people": found.people, "test_people_only": found.new, "pairs": pairs}
         sys.stdout.write(json.dumps(content) + "\n")
         return
     out.print(f"{found.describe()} 1: the same space up to a rotation; in brackets, what chance gives.")
-    for pair in found.pairs:
+    for index, pair in enumerate(found.pairs):
         out.print(f"{runs[pair.first]} and {runs[pair.second]}")
         out.print(
             f"  Procrustes R² of people not aligned on  {pair.procrustes:6.3f}  ({pair.procrustes_null:.3f}; "
@@ -70,6 +81,13 @@ def stability(
         out.print(
             f"  centred kernel alignment, unbiased      {pair.cka:6.3f}  ({pair.cka_null:.3f}; p = {pair.cka_p:.3f})"
         )
+        for kind, matched in found.axes.items():
+            each = matched[index]
+            label = f"{AXES[kind]}, matched: mean |r|"
+            out.print(f"  {label:38}  {each.mean:6.3f}  ({each.chance:.3f}; p = {each.p:.3f})")
+            for two in each.pairs:
+                label = f"  {two.first} with {two.second}"
+                out.print(f"  {label:38}  {two.r:6.3f}  ({two.chance:.3f}; p = {two.p:.3f})")
 
 
 @app.command()
@@ -78,6 +96,10 @@ def associate(
     variables: Annotated[str, typer.Option(help="Columns of the cohort that are asked about: age,sex,score.")],
     covariates: Annotated[str, typer.Option(help="Columns that are held the same: site,head_size.")] = "",
     roles: Annotated[str, typer.Option(help="Whose codes: all, or e.g. validation,test.")] = "all",
+    rotation: Annotated[
+        Literal["none", "principal", "varimax"],
+        typer.Option(help="Axes that dimensions are those of; none: as trained."),
+    ] = "none",
     permutations: Annotated[int, typer.Option(min=99, help="Random orders that p comes from.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Of these.")] = 0,
     json_: JsonOption = False,
@@ -98,6 +120,7 @@ def associate(
             asked,
             held,
             roles=whose,
+            rotation=rotation,
             permutations=permutations,
             seed=seed,
             progress=lambda done, total: show("permute", done, total),
