@@ -23,8 +23,10 @@ Both are orthogonal, so that distances stay, and fitted to training people alone
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -39,9 +41,12 @@ __all__ = ["KINDS", "Kind", "Rotation", "principal_axes", "rotated", "rotation_o
 Numbers = NDArray[np.float64]
 Kind = Literal["none", "principal", "varimax"]
 KINDS: tuple[Kind, ...] = ("none", "principal", "varimax")
-ROUNDS = 1000
-SAME = 1e-12
-"""Relative gain of the criterion below which an iteration ends."""
+ROUNDS = 200
+"""Times that all pairs are turned, at most."""
+STILL = 1e-6
+"""Angles below it, in radians, are none."""
+TINY = 1e-14
+"""Of the sum of fourth powers: what is below is rounding."""
 
 
 class Rotation(NamedTuple):
@@ -121,24 +126,31 @@ def principal_axes(codes: ArrayLike) -> Numbers:
 def varimax(loadings: ArrayLike) -> Numbers:
     """The rotation R, (d, d), with which the columns of A R have the largest variances of squares, summed.
 
-    The criterion is that of Kaiser 1958 without the weighting of rows, raised for all columns at once: R is the
-    orthogonal factor of Aᵀ (L³ − L diag(mean of L²)) with L = A R, until it stays (Sherin 1966, A matrix formulation of
-    Kaiser's varimax criterion, Psychometrika 31:535). It may find a local maximum.
+    The criterion is that of Kaiser 1958 without the weighting of rows, and so is the way: two columns x, y at a time
+    are turned by the angle φ that is best for them, with u = x² − y² and v = 2xy
+    tan 4φ = (2 Σuv − 2 Σu Σv / n) / (Σ(u² − v²) − ((Σu)² − (Σv)²) / n), until no pair turns any more, or 200 times. It
+    may find a local maximum.
 
     Args:
-        loadings: A, (v, d).
+        loadings: A, (n, d).
     """
-    a = np.asarray(loadings, np.float64)
-    size = np.abs(a).max(initial=0.0)
-    matrix, last = np.eye(a.shape[1]), 0.0
-    if not size > 0:
-        return matrix
-    a = a / size
+    columns = np.ascontiguousarray(np.asarray(loadings, np.float64).T)
+    matrix = np.eye(len(columns))  # a row for each column of R
+    least = TINY * float(np.square(np.square(columns).sum(axis=0)).sum())
     for _ in range(ROUNDS):
-        turned = a @ matrix
-        left, values, right = np.linalg.svd(a.T @ (turned**3 - turned * np.square(turned).mean(axis=0)))
-        matrix = left @ right
-        if values.sum() <= last * (1 + SAME):
+        largest = 0.0
+        for i, j in combinations(range(len(columns)), 2):
+            x, y = columns[i], columns[j]
+            u, v = (x + y) * (x - y), 2 * x * y
+            first, second = u.sum(), v.sum()
+            top = 2 * (u @ v - first * second / len(u))
+            bottom = u @ u - v @ v - (first**2 - second**2) / len(u)
+            if math.hypot(top, bottom) <= least:
+                continue
+            angle = math.atan2(top, bottom) / 4
+            turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+            columns[[i, j]], matrix[[i, j]] = turn @ columns[[i, j]], turn @ matrix[[i, j]]
+            largest = max(largest, abs(angle))
+        if largest < STILL:
             break
-        last = float(values.sum())
-    return matrix
+    return matrix.T
