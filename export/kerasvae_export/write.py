@@ -174,7 +174,7 @@ def export_run(
         quantize: As for `export`; calibration people calibrate and compare.
     """
     run = run if isinstance(run, Run) else load_run(run)
-    learned = ("train", "validation") if run.recipe.training.refit else ("train",)
+    learned = run.recipe.training.learned_from
     role = "calibration" if run.split.people("calibration") else "validation"
     scans = [] if role in learned else run.cohort.scans_of(run.split, role)
     reference = model_inputs(run.model, scans, run.store.load(scans)) if scans else None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from kerasvae.analysis import contents
+from kerasvae.analysis.rotation import Kind, rotation_of
 from kerasvae.errors import ArgumentError, RunError
-from kerasvae.metrics import Agreement, stability
+from kerasvae.metrics import Agreement, AxesAgreement, match_axes, stability
+from kerasvae.training.run import Run
 
 __all__ = ["Agreements", "agreement_of"]
 
@@ -25,11 +28,13 @@ class Agreements(NamedTuple):
         pairs: One for each pair of runs.
         people: How many people they were judged on.
         new: Whether these are test people in every run; else some run learned from them.
+        axes: By kind of axes, how far single ones agree, for each pair of runs.
     """
 
     pairs: list[Agreement]
     people: int
     new: bool
+    axes: dict[Kind, list[AxesAgreement]]
 
     def describe(self) -> str:
         """Whom the figures are of, as a sentence."""
@@ -41,28 +46,32 @@ class Agreements(NamedTuple):
         )
 
 
-def agreement_of(runs: Sequence[Path], *, permutations: int = 100) -> Agreements:
+def agreement_of(runs: Sequence[Path], *, axes: Sequence[Kind] = (), permutations: int = 100) -> Agreements:
     """Compare the codes in the latents.tsv of run folders; of a person with several visits the first.
 
     Judged on test people that all runs have in common; where they are fewer than twelve, on all people in common.
 
     Args:
         runs: Run folders, two or more.
+        axes: Kinds of axes to compare one by one, too, each run's fitted to its own training people; see
+            `kerasvae.analysis.rotation`.
         permutations: See `kerasvae.metrics.stability`.
 
     Raises:
-        ArgumentError: With fewer than two runs.
+        ArgumentError: With fewer than two runs, or axes of an unknown kind.
         RunError: If a run is not finished, or has too few people in common with the others.
     """
     if len(runs) < 2:
         raise ArgumentError("RUN", rule="be two run folders or more", got=len(runs), fix="Name the others, too")
-    tables, tested = [], []
+    tables, tested, turned = [], [], []
     for run in runs:
         size = contents.read_json(run / "metrics.json").get("latent_size", 0)
         codes = contents.read_codes(run / "latents.tsv", size)
         if not codes.scans or not np.isfinite(codes.means).all():
             raise RunError(run, rule="hold a finished run with codes", got="no latents.tsv", fix="Train it to its end")
         first = {person: row for row, (person, _) in reversed(list(enumerate(codes.scans)))}
+        whose = [person for person, _ in codes.scans]
+        turned.append({kind: rotation_of(Run(run), whose, codes.roles, codes.means, kind) for kind in axes})
         tables.append({person: codes.means[row] for person, row in first.items()})
         tested.append({person for person, row in first.items() if codes.roles[row] == "test"})
     common = sorted(set.intersection(*map(set, tables)))
@@ -72,5 +81,13 @@ def agreement_of(runs: Sequence[Path], *, permutations: int = 100) -> Agreements
         raise RunError(
             "The runs", rule=f"have {FEWEST} people in common", got=len(people), fix="Compare runs on one cohort"
         )
-    pairs = stability([[table[person] for person in people] for table in tables], permutations=permutations)
-    return Agreements(pairs, len(people), people is new)
+    spaces = [np.array([table[person] for person in people]) for table in tables]
+    pairs = stability(spaces, permutations=permutations)
+    matched = {
+        kind: [
+            match_axes(*(turned[run][kind].of_codes(spaces[run]) for run in two), permutations=permutations)
+            for two in combinations(range(len(runs)), 2)
+        ]
+        for kind in axes
+    }
+    return Agreements(pairs, len(people), people is new, matched)

@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from kerasvae.analysis.design import Term, model_of
-from kerasvae.analysis.latents import asked_latents
+from kerasvae.analysis.latents import read_latents, refuse_told
 from kerasvae.analysis.permutation import orthonormal, permute
+from kerasvae.analysis.rotation import Kind, rotated
 from kerasvae.errors import ArgumentError
 from kerasvae.training.run import Run, write_json, write_table
 
@@ -124,15 +125,18 @@ class Associations:
         rows: One for each variable and dimension, the joint test of a variable last.
         covariates: What was held the same.
         path: Of the table.
+        rotation: Axes that dimensions are those of.
     """
 
     rows: list[Association]
     covariates: tuple[str, ...]
     path: Path
+    rotation: Kind = "none"
 
     def describe(self) -> list[str]:
         """Of each variable a sentence: its joint test, and the dimensions that go with it."""
         held = f", {', '.join(self.covariates)} held the same" if self.covariates else ""
+        axes = "" if self.rotation == "none" else f" on {self.rotation} axes"
         lines = []
         for joint in [row for row in self.rows if row.dimension == JOINT]:
             own = [row for row in self.rows if row.variable == joint.variable and row.dimension != JOINT]
@@ -146,7 +150,7 @@ class Associations:
             )
             lines.append(
                 f"{joint.variable}, {joint.people} people{held}: all {len(own)} dimensions together {together}; "
-                f"one by one, family-wise p at most {1 - LEVEL:.2f}: {told or 'none'}{more}."
+                f"one by one{axes}, family-wise p at most {1 - LEVEL:.2f}: {told or 'none'}{more}."
             )
         return lines
 
@@ -157,6 +161,7 @@ def associate_run(
     covariates: Sequence[str] = (),
     *,
     roles: Sequence[str] | None = None,
+    rotation: Kind = "none",
     permutations: int = 10_000,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -165,9 +170,10 @@ def associate_run(
 
     Args:
         run: Finished.
-        variables: Columns that are asked about; see `kerasvae.analysis.latents.asked_latents`.
+        variables: Columns that are asked about; see `kerasvae.analysis.latents.refuse_told`.
         covariates: Columns that are held the same.
         roles: Whose codes; None: all people's.
+        rotation: Axes that dimensions are those of, see `kerasvae.analysis.rotation`.
         permutations: See `associate`.
         seed: See `associate`.
         progress: See `associate`.
@@ -176,9 +182,11 @@ def associate_run(
         ArgumentError: If a column is missing or unfit, or the model was given it.
         RunError: If the run is not finished.
     """
-    latents = asked_latents(run, variables, roles)
+    latents, turned = rotated(run, read_latents(run), rotation)
+    latents = latents if roles is None else latents.of(roles)
     if not variables:
         raise ArgumentError("--variables", rule="name a column", got="none", fix="Add one, as in --variables age")
+    refuse_told(run, variables, latents.roles)
     rows = associate(
         latents.codes,
         latents.people,
@@ -194,8 +202,12 @@ def associate_run(
     write_table(path, ({name: "n/a" if v is None else v for name, v in row.as_json().items()} for row in rows), names)
     described: dict[str, Any] = {name: {"Description": text} for name, text in COLUMNS.items()}
     about = {"covariates": list(covariates), "roles": sorted(set(latents.roles)), "permutations": permutations}
-    write_json(path.with_suffix(".json"), described | {"Settings": about | {"seed": seed}})
-    return Associations(rows, tuple(covariates), path)
+    described |= {"Settings": about | {"seed": seed}}
+    if rotation != "none":
+        text = "a column for each axis that is tested, in the dimensions of latents.tsv; fitted to training people"
+        described["Rotation"] = {"Description": text, "Kind": rotation, "Matrix": turned.matrix.tolist()}
+    write_json(path.with_suffix(".json"), described)
+    return Associations(rows, tuple(covariates), path, rotation)
 
 
 def associate(

@@ -13,8 +13,9 @@ from kerasvae.analysis.design import Term, term_of
 from kerasvae.data import ROLES
 from kerasvae.errors import ArgumentError, RunError, nearest
 from kerasvae.training.run import FIXED_COLUMNS, Run
+from kerasvae.types import Array
 
-__all__ = ["Latents", "asked_latents", "read_latents"]
+__all__ = ["Latents", "asked_latents", "read_latents", "refuse_told", "volumes_of"]
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,45 @@ def asked_latents(run: Run, variables: Sequence[str], roles: Sequence[str] | Non
     """
     latents = read_latents(run)
     latents = latents if roles is None else latents.of(roles)
+    refuse_told(run, variables, latents.roles)
+    return latents
+
+
+def refuse_told(
+    run: Run, variables: Sequence[str], roles: Sequence[str], *, fix: str = "Add --roles calibration,test"
+) -> None:
+    """Refuse to ask the codes about what the model was told.
+
+    Args:
+        run: Its recipe is read.
+        variables: Columns that are asked about.
+        roles: Of the people whose codes are used.
+        fix: What to do where the model learned it from some of them.
+
+    Raises:
+        ArgumentError: If a variable is given to the encoder beside the image, or was learned from these people.
+    """
     model = run.recipe.model
     if given := [name for name in variables if name in model.condition]:
         rule = "be no column that the model is given beside the image"
         raise ArgumentError("--variables", rule=rule, got=given[0], fix="Train a model without it to ask this")
-    if model.target in variables and set(latents.roles) & {"train", "validation"}:
+    if model.target in variables and set(roles) & {"train", "validation"}:
         rule = "be asked of people whom the model did not learn it from"
-        raise ArgumentError("--variables", rule=rule, got=f"{model.target} of all", fix="Add --roles calibration,test")
-    return latents
+        raise ArgumentError("--variables", rule=rule, got=f"{model.target} of all", fix=fix)
+
+
+def volumes_of(run: Run, people: Sequence[str], rows: Sequence[int] | NDArray[np.intp] | None = None) -> Array:
+    """Preprocessed volumes of the scans in latents.tsv, (n, x, y, z).
+
+    Args:
+        run: Their run.
+        people: Whose they are, in the order of latents.tsv.
+        rows: Which of them; None: all.
+
+    Raises:
+        RunError: If the scans of the run are in another order.
+    """
+    scans = run.cohort.scans
+    if [scan.person for scan in scans] != list(people):
+        raise RunError(run.path, rule="have latents in the order of scans.tsv", got="another", fix="Evaluate it again")
+    return run.store.load([scans[row] for row in (range(len(scans)) if rows is None else rows)])

@@ -3,6 +3,6 @@
 from kerasvae.cli.app import app, main
 
 # each registers its commands, in the order in which --help lists them
-from kerasvae.cli import make, study, generate, ship, use, demo  # noqa: F401  # isort: skip
+from kerasvae.cli import make, study, relate, look, generate, ship, use, demo  # noqa: F401  # isort: skip
 
 __all__ = ["app", "main"]

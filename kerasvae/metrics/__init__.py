@@ -1,6 +1,7 @@
 """What a reconstruction and a latent space are worth, as pure functions of arrays. No TensorFlow."""
 
-from kerasvae.metrics.baseline import pca_reconstruct
+from kerasvae.metrics.axes import AxesAgreement, MatchedAxes, match_axes
+from kerasvae.metrics.baseline import pca_codes, pca_reconstruct
 from kerasvae.metrics.collapse import active_units, level_kl, mutual_information
 from kerasvae.metrics.diagnosis import Diagnosis, Figures, diagnose
 from kerasvae.metrics.disentanglement import (
@@ -19,8 +20,10 @@ from kerasvae.metrics.stability import Agreement, debiased_cka, procrustes_r2, s
 __all__ = [
     "DCI",
     "Agreement",
+    "AxesAgreement",
     "Diagnosis",
     "Figures",
+    "MatchedAxes",
     "Prediction",
     "active_units",
     "dci",
@@ -31,10 +34,12 @@ __all__ = [
     "factor_vae_score",
     "identification",
     "level_kl",
+    "match_axes",
     "modularity",
     "mutual_information",
     "mutual_information_gap",
     "nested_ridge",
+    "pca_codes",
     "pca_reconstruct",
     "procrustes_r2",
     "sap",

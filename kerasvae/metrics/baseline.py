@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["pca_reconstruct"]
+__all__ = ["pca_codes", "pca_reconstruct"]
 
 
 def pca_reconstruct(fit: NDArray, images: NDArray, components: int) -> NDArray[np.float32]:
@@ -18,8 +20,16 @@ def pca_reconstruct(fit: NDArray, images: NDArray, components: int) -> NDArray[n
         images: Held-out images, (m, v).
         components: Number of components; at most n − 1 of them carry anything and are used.
     """
+    pca = _fitted(fit, components)
+    return pca.inverse_transform(pca.transform(images)).astype(np.float32)
+
+
+def pca_codes(fit: NDArray, images: NDArray, components: int) -> NDArray[np.float64]:
+    """Scores of images on principal components, (m, components used); arguments as for `pca_reconstruct`."""
+    return np.asarray(_fitted(fit, components).transform(images), np.float64)
+
+
+def _fitted(fit: NDArray, components: int) -> Any:
     from sklearn.decomposition import PCA
 
-    usable = min(components, len(fit) - 1, fit.shape[1])
-    pca = PCA(usable, svd_solver="full").fit(fit)
-    return pca.inverse_transform(pca.transform(images)).astype(np.float32)
+    return PCA(min(components, len(fit) - 1, fit.shape[1]), svd_solver="full").fit(fit)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kerasvae.errors import ArgumentError
 
-__all__ = ["PENALTIES", "Prediction", "nested_ridge"]
+__all__ = ["PENALTIES", "Prediction", "Ridge", "nested_ridge", "ridge_of"]
 
 Numbers = NDArray[np.float64]
 
@@ -96,17 +96,9 @@ def nested_ridge(
     predicted, plain, mean = np.empty_like(y), np.empty_like(y), np.empty_like(y)
     part, chosen = np.empty(len(y), np.int64), []
     for k, (learn, left) in enumerate(_parts(who, folds, seed)):
-        errors = np.mean(
-            [
-                np.square(_predictions(z, y, known, learn[fit], learn[out], penalties)[0] - y[learn[out], None]).mean(0)
-                for fit, out in _parts(who[learn], folds, seed)
-            ],
-            axis=0,
-        )
-        penalty = penalties[int(np.argmin(errors))]
-        found, plain[left] = _predictions(z, y, known, learn, left, [penalty])
-        predicted[left], mean[left], part[left] = found[:, 0], y[learn].mean(), k
-        chosen.append(float(penalty))
+        found = ridge_of(z, y, known, learn, left, who=who, folds=folds, seed=seed, penalties=penalties)
+        predicted[left], plain[left], mean[left], part[left] = *found[:2], y[learn].mean(), k
+        chosen.append(float(found.penalties))
     total = np.square(y - mean).sum()
     alike = np.ptp(predicted) == 0
     return Prediction(
@@ -118,6 +110,58 @@ def nested_ridge(
         fold=part,
         penalties=tuple(chosen),
     )
+
+
+class Ridge(NamedTuple):
+    """What `ridge_of` says of m rows left out; of t targets at once, each has an axis of length t at its end.
+
+    Attributes:
+        predicted: In the target's unit, (m,).
+        plain: The same by least squares on what is known alone, (m,).
+        penalties: The one chosen, a number.
+    """
+
+    predicted: Numbers
+    plain: Numbers
+    penalties: Numbers
+
+
+def ridge_of(
+    z: Numbers,
+    y: Numbers,
+    known: Numbers,
+    learn: NDArray[Any],
+    left: NDArray[Any],
+    *,
+    who: NDArray[Any],
+    folds: int = 5,
+    seed: int = 0,
+    penalties: Sequence[float] = PENALTIES,
+) -> Ridge:
+    """Rows left out, predicted from others as in `nested_ridge`, the penalty chosen among those others.
+
+    Decompositions serve all targets, so that a thousand permutations of one cost little more than one.
+
+    Args:
+        z: Codes, (n, d).
+        y: (n,) or (n, t).
+        known: What has weights without a penalty, (n, c), the intercept among it.
+        learn: Rows to learn from.
+        left: Rows to predict.
+        who: The person of each row, (n,).
+        folds: Parts of those learned from, by which the penalty is chosen.
+        seed: Of the parts.
+        penalties: Among which is chosen.
+    """
+    many = y if y.ndim == 2 else y[:, None]
+    errors = []
+    for fit, out in _parts(who[learn], folds, seed):
+        guesses, _ = _predictions(z, many, known, learn[fit], learn[out], penalties)
+        errors.append(np.square(guesses - many[learn[out], None]).mean(axis=0))
+    best = np.mean(errors, axis=0).argmin(axis=0)
+    predicted, plain = _predictions(z, many, known, learn, left, penalties, best)
+    found = Ridge(predicted[:, 0], plain, np.asarray(penalties)[best])
+    return found if y.ndim == 2 else Ridge(*(each[..., 0] for each in found))
 
 
 def _table(name: str, given: ArrayLike, target: Numbers) -> Numbers:
@@ -140,17 +184,28 @@ def _parts(groups: NDArray[Any], folds: int, seed: int) -> list[tuple[NDArray[np
 
 
 def _predictions(
-    z: Numbers, y: Numbers, known: Numbers, learn: NDArray[Any], left: NDArray[Any], penalties: Sequence[float]
+    z: Numbers,
+    y: Numbers,
+    known: Numbers,
+    learn: NDArray[Any],
+    left: NDArray[Any],
+    penalties: Sequence[float],
+    chosen: NDArray[np.intp] | None = None,
 ) -> tuple[Numbers, Numbers]:
-    """Of rows left out: for each penalty, (m, p), and from `known` alone, (m,).
+    """Of rows left out and t targets: for each penalty, (m, p, t), and from `known` alone, (m, t).
 
-    What `known` explains is taken out of codes and target, which is the same as leaving its weights unpenalised.
+    Where one of the penalties is chosen for each target, (t,), p is 1. What `known` explains is taken out of codes and
+    target, which is the same as leaving its weights unpenalised.
     """
     both = np.c_[y, z]
     line = np.linalg.lstsq(known[learn], both[learn], rcond=None)[0]
-    rest, other = both - known @ line, known[left] @ line[:, 0]
+    rest, targets = both - known @ line, y.shape[1]
+    other = known[left] @ line[:, :targets]
     spread = np.std(z[learn], axis=0)
-    codes = rest[:, 1:] / np.where(spread > 0, spread, 1.0)
+    codes = rest[:, targets:] / np.where(spread > 0, spread, 1.0)
     u, s, axes = np.linalg.svd(codes[learn], full_matrices=False)
-    shrunk = s[:, None] / (np.square(s)[:, None] + np.asarray(penalties)) * (u.T @ rest[learn, 0])[:, None]
-    return other[:, None] + codes[left] @ (axes.T @ shrunk), other
+    along, onto = u.T @ rest[learn, :targets], codes[left] @ axes.T
+    shares = s[:, None] / (np.square(s)[:, None] + np.asarray(penalties))
+    if chosen is not None:
+        return (other + onto @ (shares[:, chosen] * along))[:, None], other
+    return other[:, None] + np.stack([onto @ (share[:, None] * along) for share in shares.T], axis=1), other

@@ -20,7 +20,7 @@ from scipy.linalg import orthogonal_procrustes, subspace_angles
 
 from kerasvae.errors import ArgumentError
 
-__all__ = ["Agreement", "debiased_cka", "procrustes_r2", "stability", "subspace_similarity"]
+__all__ = ["Agreement", "debiased_cka", "procrustes_r2", "same_people", "stability", "subspace_similarity"]
 
 Numbers = NDArray[np.float64]
 
@@ -67,7 +67,7 @@ def stability(codes: Sequence[ArrayLike], *, permutations: int = 100, folds: int
         raise ArgumentError("codes", rule="be of two trainings or more", got=len(codes), fix="Train again")
     if permutations < 1:
         raise ArgumentError("permutations", rule="be 1 or more", got=permutations, fix="Use 100")
-    tables = [_same_people(codes[0], other)[1] for other in codes]
+    tables = [same_people(codes[0], other)[1] for other in codes]
     orders = [np.random.default_rng((seed, k)).permutation(len(tables[0])) for k in range(permutations)]
     measures: list[Callable[[Numbers, Numbers], float]] = [
         lambda a, b: procrustes_r2(a, b, folds=folds, seed=seed),
@@ -99,7 +99,7 @@ def procrustes_r2(a: ArrayLike, b: ArrayLike, *, folds: int = 2, seed: int = 0) 
         folds: Parts of the people, 2 to n / 2.
         seed: Of the parts.
     """
-    a, b = _same_people(a, b)
+    a, b = same_people(a, b)
     if not 2 <= folds <= len(a) // 2:
         raise ArgumentError("folds", rule=f"be from 2 to {len(a) // 2}, half the people", got=folds, fix="Use 2")
     width = max(a.shape[1], b.shape[1])
@@ -139,7 +139,7 @@ def debiased_cka(a: ArrayLike, b: ArrayLike) -> float:
     Raises:
         ArgumentError: If codes vary so little between people that HSIC(K, K) is not positive.
     """
-    a, b = _same_people(a, b)
+    a, b = same_people(a, b)
     kernels = []
     for table in (a, b):
         away = table - table.mean(axis=0)
@@ -178,7 +178,7 @@ def subspace_similarity(a: ArrayLike, b: ArrayLike, dimensions: int) -> float:
     Raises:
         ArgumentError: If the reconstructions vary in fewer directions.
     """
-    a, b = _same_people(a, b)
+    a, b = same_people(a, b)
     if a.shape[1] != b.shape[1]:
         raise ArgumentError("b", rule=f"have {a.shape[1]} voxels, as a has", got=b.shape[1], fix="Use one mask")
     bases = []
@@ -196,7 +196,7 @@ def subspace_similarity(a: ArrayLike, b: ArrayLike, dimensions: int) -> float:
     return float(np.mean(np.square(np.cos(subspace_angles(*bases)))))
 
 
-def _same_people(a: ArrayLike, b: ArrayLike) -> tuple[Numbers, Numbers]:
+def same_people(a: ArrayLike, b: ArrayLike) -> tuple[Numbers, Numbers]:
     """Two tables of finite numbers with the same four rows or more, which are not all alike."""
     tables = []
     for name, given in (("a", a), ("b", b)):

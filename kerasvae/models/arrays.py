@@ -175,6 +175,22 @@ class ArrayMethods(Core):
         ]
         return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
 
+    def describe(self, x: Any, batch_size: int = 8, seed: int = 0) -> dict[str, NDArray[Any]]:
+        """What `encode` and `score` give, and ``elbo`` and ``kl`` of `elbo` from one draw, encoding once; each (n, …).
+
+        Args:
+            x: Images, (n, *data_shape).
+            batch_size: Subjects at a time.
+            seed: Seed of the draws.
+        """
+        parts: list[dict[str, tf.Tensor]] = []
+        for index, batch in enumerate(self._batches(self.likely(x), batch_size)):
+            draws, _ = self.draws(batch, tf.constant([seed, index], tf.int32), samples=1)
+            bound, given = self.bound(draws), self.inputs_of(batch)
+            scores = self.scores_of(draws.parameters, given.image, given.condition)
+            parts.append({**draws.outputs, **scores, "elbo": bound["elbo"], "kl": bound["kl"]})
+        return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
+
     def residual_terms(self, x: Any, batch_size: int = 8) -> tuple[NDArray, NDArray, NDArray]:
         """log-likelihood, cost (see `VAE.cost`) and the likelihood's residual of each subject, each (n,).
 

@@ -170,7 +170,10 @@ class Core(keras.Model):
         With them ``center``, the code that stands for the subject, (B, d).
         """
         condition = self._condition(covariates)
-        encoded = self._encoded(image, condition)
+        return self.scores_of(self._encoded(image, condition), image, condition)
+
+    def scores_of(self, encoded: tf.Tensor, image: tf.Tensor, condition: tf.Tensor | None) -> dict[str, tf.Tensor]:
+        """As `score_tensors`, from what the encoder gave; covariates standardised, (B, c)."""
         center = self.posterior.center(self.outputs(encoded))
         decoded = self._decoded(center, condition)
         surprise = -self.likelihood.log_prob(image, decoded)

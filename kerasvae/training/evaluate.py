@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from kerasvae.metrics import (
     mutual_information,
     variance_ratio,
 )
+from kerasvae.scoring import distance, shrunk_precision
 from kerasvae.storage import atomic_path
 from kerasvae.training.effective import effective_beta, power_of
 from kerasvae.training.peer import pca_beside
@@ -31,6 +33,8 @@ EXAMPLES = 6
 """Test people whose slices are kept for the report."""
 DRAWS = 4
 """Posterior draws that the reported ELBO is averaged over."""
+SCORED = {"elbo_nats": "elbo", "kl_nats": "kl", "surprise": "surprise", "residual": "residual"}
+"""Columns of latents.tsv by what `VAE.describe` calls them."""
 
 
 @dataclass(frozen=True)
@@ -165,30 +169,39 @@ def _write_errors(run: Run, scans: list[Scan], x: NDArray[Any], made: dict[str, 
 
 
 def _write_latents(run: Run) -> None:
-    """latents.tsv: the posterior's deterministic outputs for every scan, and latents.json, which explains it."""
+    """latents.tsv: the posterior's deterministic outputs for every scan, what the model makes of it, and latents.json.
+
+    The latter explains the columns. Scores are those of `kerasvae.scoring`, distances taken from the people learned
+    from, as in a bundle.
+    """
     model, scans = run.model, run.cohort.scans
+    roles = [run.split.roles[scan.person] for scan in scans]
+    found = [model.describe(model_inputs(model, [scan], run.store.volume(scan)[None])) for scan in scans]
+    centers = np.concatenate([each["center"] for each in found])
+    learned = [role in run.recipe.training.learned_from for role in roles]
+    away = distance(centers, *shrunk_precision(centers[learned])) if sum(learned) > 1 else np.full(len(scans), np.nan)
     rows = []
-    for scan in scans:
-        inputs = model_inputs(model, [scan], run.store.volume(scan)[None])
-        codes, terms = model.encode(inputs), model.elbo(inputs)
-        row: dict[str, Any] = {
-            "participant_id": scan.person,
-            "session_id": scan.session or "n/a",
-            "role": run.split.roles[scan.person],
-        }
+    for scan, role, each, far in zip(scans, roles, found, away.tolist(), strict=True):
+        row: dict[str, Any] = {"participant_id": scan.person, "session_id": scan.session or "n/a", "role": role}
         for output in model.outputs_of_encoder:
-            values = codes[output.name][0]
+            values = each[output.name][0]
             row |= {_column(output.name, index): values[index].item() for index in np.ndindex(values.shape)}
-        rows.append(row | {"elbo_nats": float(terms["elbo"][0])})
+        row |= {column: float(each[name][0]) for column, name in SCORED.items()}
+        rows.append(row | {"distance": far if math.isfinite(far) else "n/a"})
     write_table(run.path / "latents.tsv", rows, list(rows[0]))
     meanings = {
         _column(output.name, index): output.meaning + (f" (dimension {', '.join(map(str, index))})" if index else "")
         for output in model.outputs_of_encoder
-        for index in np.ndindex(codes[output.name].shape[1:])
+        for index in np.ndindex(found[0][output.name].shape[1:])
     }
     descriptions = {
         "role": "train, validation, calibration or test; only test people were not used to make the model",
         **meanings,
         "elbo_nats": "evidence lower bound of the scan, nats",
+        "kl_nats": "divergence of the posterior from the prior, a part of that bound, nats",
+        "surprise": "divergence (where it has a closed form) less log-likelihood at the code that stands for the scan, "
+        "nats; larger is more unusual",
+        "residual": "root mean squared difference of image and reconstruction in the mask, in the model's units",
+        "distance": "Mahalanobis distance of the code from those of the people learned from (shrunk covariance)",
     }
     write_json(run.path / "latents.json", {name: {"Description": text} for name, text in descriptions.items()})

@@ -229,6 +229,11 @@ class TrainingSection(Section):
     seed: int = Field(0, ge=0, description="of weights, order and draws")
     deterministic: bool = Field(True, description="same machine, same versions: same result, bit for bit")
 
+    @property
+    def learned_from(self) -> tuple[str, ...]:
+        """Roles of the people whom the final weights are fitted to."""
+        return ("train", "validation") if self.refit else ("train",)
+
 
 class Recipe(Section):
     """All of it."""

@@ -161,7 +161,7 @@ def fake_run(model, path):
     return SimpleNamespace(
         path=path,
         model=model,
-        recipe=SimpleNamespace(model=SimpleNamespace(latent_size=3), training=SimpleNamespace(beta=0.5)),
+        recipe=SimpleNamespace(model=SimpleNamespace(latent_size=3), training=SimpleNamespace(learned_from=("train",))),
         pipeline=SimpleNamespace(mask=None, grid=SimpleNamespace(shape=SHAPE, matrix=np.eye(4))),
         split=SimpleNamespace(
             roles=roles, counts=lambda: counts, people=lambda role: [p for p in people if roles[p] == role]
