@@ -1,4 +1,4 @@
-"""What is to be seen in images: `maps`."""
+"""What is to be seen in images: `maps`, `deviate`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kerasvae.terminal import bar, out
 if TYPE_CHECKING:
     pass
 
-__all__ = ["maps"]
+__all__ = ["deviate", "maps"]
 
 
 @app.command()
@@ -78,3 +78,44 @@ def maps(
     for line in found.sentences:
         out.print(line)
     out.print(f"Maps: {count(len(found.written), 'file', 'files')} in {found.folder}")
+
+
+@app.command()
+def deviate(
+    run: RunArgument,
+    covariates: Annotated[str, typer.Option(help="Columns that expectations depend on: age,sex.")] = "",
+    roles: Annotated[str, typer.Option(help="Whom to judge.")] = "test",
+    labels: Annotated[Path | None, typer.Option(help="Label image whose regions are judged.")] = None,
+    label_names: Annotated[Path | None, typer.Option(help="Table with the columns index and name.")] = None,
+    maps_: Annotated[bool, typer.Option("--maps/--no-maps", help="Write maps of each person.")] = True,
+    native: Annotated[bool, typer.Option(help="In the space of each scan, too.")] = False,
+    out_: Annotated[Path | None, typer.Option("--out", help="Folder; by default deviations in the run's.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Who deviates, and where? Example: `kerasvae deviate run --covariates age,sex`.
+
+    Writes deviations.tsv: of each test person how unusual image, single places, code and regions are, with conformal
+    p-values against calibration people; and maps of z. Files of the same names are replaced.
+    """
+    load_tensorflow()
+    from kerasvae.analysis.deviation_run import deviate_run
+    from kerasvae.training.run import load_run
+
+    with bar() as show:
+        found = deviate_run(
+            load_run(run),
+            names(covariates),
+            roles=names(roles),
+            labels=labels,
+            label_names=label_names,
+            maps=maps_,
+            native=native,
+            out=out_,
+            progress=show,
+        )
+    if json_:
+        sys.stdout.write(json.dumps(found.rows) + "\n")
+        return
+    for line in found.describe():
+        out.print(line)
+    out.print(f"Deviations: {found.folder / 'deviations.tsv'}")
