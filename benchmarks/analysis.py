@@ -1,4 +1,4 @@
-"""`analysis`: whether statistics of latent codes hold what they promise, on data that are known to hold nothing.
+"""`analysis`: whether what is said about codes and people holds: on null data, on real people, with lesions put in.
 
 Null data keep what makes real ones hard: the variable goes with a covariate that the codes follow, errors have heavy
 tails, dimensions go together, people come back. Each repetition is one draw of all of it.
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from analysis_deviation import deviation_rows
+from analysis_ixi import ixi_rows
 from nilearn.mass_univariate import permuted_ols
 from numpy.typing import NDArray
 from rows import Row, as_row
@@ -39,18 +41,23 @@ class Null(NamedTuple):
     people: NDArray[np.intp]
 
 
-def run(folder: Path, *, only: str | None = None) -> list[Row]:
+def run(folder: Path, *, work: Path, only: str | None = None) -> list[Row]:
     """The rows of the benchmark.
 
     Args:
-        folder: Not needed by these parts.
-        only: null or statistics.
+        folder: The folder of real data, of which `ixi` is read.
+        work: Where runs are kept.
+        only: One part.
     """
-    rows: list[Row] = []
-    if only in (None, "null"):
-        rows += null_rows()
-    if only in (None, "statistics"):
-        rows += statistics_rows()
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "null": null_rows,
+        "statistics": statistics_rows,
+        "ixi": lambda: ixi_rows(folder / "ixi", work),
+        "deviation": lambda: deviation_rows(folder / "ixi", work),
+    }
+    if only not in (None, *parts):
+        raise ValueError(f"--only must be one of {', '.join(parts)}; got {only!r}")
+    rows = [row for name, part in parts.items() if only in (None, name) for row in part()]
     versions = {name: version(name) for name in PACKAGES}
     return [row | {"versions": versions} for row in rows]
 
