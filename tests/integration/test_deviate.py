@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import false_discovery_control
 
 from kerasvae import load_recipe, load_run
-from kerasvae.analysis.deviation_run import COLUMNS, REGIONS, deviate_run
+from kerasvae.analysis.deviation_files import COLUMNS, REGIONS
+from kerasvae.analysis.deviation_run import deviate_run
 from kerasvae.cli import main
 from kerasvae.errors import ArgumentError, RunError
 from kerasvae.training.train import train
@@ -90,6 +91,11 @@ def test_the_command_finds_who_is_odd_and_where(run, labels, monkeypatch, capsys
     regions = table(folder / "regions.tsv")
     assert list(regions[0]) == list(REGIONS)
     assert [row["name"] for row in regions] == ["left", "right"] * 6
+    assert all(0 <= float(row["centile"]) <= 100 for row in regions if row["centile"] != "n/a")
+    centiles = table(folder / "centiles.tsv")
+    assert list(centiles[0]) == list(CENTILE_COLUMNS)
+    assert {row["name"] for row in centiles} == {"left", "right"}
+    assert (folder / "centiles.png").read_bytes().startswith(b"\x89PNG")
     settings = json.loads((folder / "deviations.json").read_text())["Settings"]
     assert settings == {"covariates": ["age", "sex"], "roles": ["test"], "calibration_people": 10}
 
