@@ -54,7 +54,8 @@ def predictions_view(path: Path) -> View:
         "covariates": [str(name) for name in settings.get("covariates", [])],
         "runs": len(settings.get("runs", [])) or 1,
     }
-    return View(told, [finding for name, each in predicted.items() for finding in _findings(name, each)])
+    findings = _few({name: int(each["people"]) for name, each in predicted.items()})
+    return View(told, findings + [finding for name, each in predicted.items() for finding in _findings(name, each)])
 
 
 def _rows(name: str, found: Mapping[str, Any], sources: list[str]) -> list[dict[str, Any]]:
@@ -82,6 +83,15 @@ def _chances(name: str, found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _few(people: Mapping[str, int]) -> list[Finding]:
+    few = [f"{name} of {count(n, 'person', 'people')}" for name, n in people.items() if n < FEW]
+    if not few:
+        return []
+    advice = "Predict over the folds of `kerasvae cross-validate`, in which everyone is a test person once."
+    text = f"Few people were predicted: {', '.join(few)}. The figures are uncertain."
+    return [Finding("predictions", "warning", text, advice)]
+
+
 def _findings(name: str, found: Mapping[str, Any]) -> list[Finding]:
     findings = []
     for measure in RISING:
@@ -91,11 +101,6 @@ def _findings(name: str, found: Mapping[str, Any]) -> list[Finding]:
             text += f"{_told(less)}."
             findings.append(Finding("predictions", "warning", text, "To predict it, use PCA, or train another model."))
             break
-    people = int(found["people"])
-    if people < FEW:
-        text = f"{name} was predicted of {count(people, 'person', 'people')} only: the figures are uncertain."
-        advice = "Predict it over the folds of `kerasvae cross-validate`, in which everyone is a test person once."
-        findings.append(Finding("predictions", "warning", text, advice))
     chance = found.get("permutation", {}).get("latents")
     if chance and chance.get("p") is not None and float(chance["p"]) > 0.05:
         text = f"The latents do not tell {name} better than chance does (p {number(chance['p'], 3)})."

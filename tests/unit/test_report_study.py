@@ -231,6 +231,7 @@ def test_predictions_of_few_people_or_none_better_than_chance(tmp_path):
     (tmp_path / "predictions.json").write_text(json.dumps(content))
     view = predictions_view(tmp_path)
     assert [finding.level for finding in view.findings] == ["warning", "note"]
+    assert "age of 20 people" in view.findings[0].text
     assert view.content["columns"][-1] == "Ours less PCA"
     assert view.content["rows"][0]["cells"][-1] == ("–", "")
 
