@@ -25,6 +25,7 @@ __all__ = [
     "Group",
     "Spell",
     "age_of",
+    "as_number",
     "figures_of",
     "groups_of",
     "read_codes",
@@ -225,7 +226,7 @@ def read_codes(path: Path, size: int) -> Codes:
         rows = []
 
     def numbers(names: list[str]) -> NDArray[np.float64]:
-        return np.array([[_float(row[name]) for name in names] for row in rows]).reshape(len(rows), size)
+        return np.array([[as_number(row[name]) for name in names] for row in rows]).reshape(len(rows), size)
 
     return Codes(
         [(row["participant_id"], row["session_id"]) for row in rows],
@@ -241,7 +242,7 @@ def read_table(path: Path) -> list[dict[str, float]]:
         return []
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream, delimiter="," if path.suffix == ".csv" else "\t")
-        return [{name: _float(cell) for name, cell in row.items()} for row in reader]
+        return [{name: as_number(cell) for name, cell in row.items()} for row in reader]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -279,7 +280,8 @@ def without_folders(text: str, known: Iterable[str] = ()) -> str:
     return re.sub(r"(?<!\w)[A-Za-z]:[\\/]+(?:[^\s\\/'\"]+[\\/]+)*", "", text)
 
 
-def _float(cell: str | None) -> float:
+def as_number(cell: str | None) -> float:
+    """A cell of a table; NaN where it is empty or text."""
     try:
         return float(cell) if cell else math.nan
     except ValueError:

@@ -23,7 +23,7 @@ from kerasvae.preprocess.nifti import image_of, sform_code_of
 from kerasvae.storage import atomic_path
 from kerasvae.types import Affine, Grid, Mask
 
-__all__ = ["Frame", "map_figure", "save_png", "traversal_figure", "traversal_slices"]
+__all__ = ["DIVERGING", "Frame", "map_figure", "save_png", "traversal_figure", "traversal_slices"]
 
 DIVERGING = "RdBu_r"
 LEVELS = 7

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from kerasvae.analysis import contents, figures
 from kerasvae.analysis.beside import pair_of, people_figure
 from kerasvae.analysis.panel import Examples, person_panel
+from kerasvae.analysis.report_sections import sections_of
 from kerasvae.analysis.verdict import MONITOR, best_epoch, headline, verdict
 from kerasvae.analysis.words import count, duration, number
 from kerasvae.errors import RunError
@@ -37,7 +38,8 @@ def write_report(run_path: str | os.PathLike[str], *, beside: str | os.PathLike[
 
     Args:
         run_path: A finished run folder. Files but recipe.toml, metrics.json and scans.tsv may be missing: the page says
-            what cannot be shown.
+            what cannot be shown. What `kerasvae associate`, `predict`, `maps`, `deviate` and `harmonize` left in it has
+            a section each; of damaged files of theirs the page says so.
         beside: Another finished run on the same images, e.g. of the recipe that `kerasvae.textbook` makes: one figure
             then shows several test people, what each run reconstructs of them and what it misses.
 
@@ -58,11 +60,15 @@ def write_report(run_path: str | os.PathLike[str], *, beside: str | os.PathLike[
 
 
 def _template() -> jinja2.Template:
-    text = (resources.files("kerasvae.analysis") / "report.html.jinja").read_text(encoding="utf-8")
+    folder = resources.files("kerasvae.analysis")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(text)
+    return environment.get_template("report.html.jinja")
 
 
 def _context(run: Run) -> dict[str, Any]:
@@ -78,6 +84,8 @@ def _context(run: Run) -> dict[str, Any]:
     watch = contents.read_json(run.path / "guard.json")
     folders = [row["path"] for row in scans] + [str(known.get("data") or "")]
     role = metrics.get("role", "test")
+    sections, missing = sections_of(run.path, folders)
+    findings += [finding for section in sections for finding in section.findings]
     return {
         "name": recipe.name,
         "role": role,
@@ -101,6 +109,8 @@ def _context(run: Run) -> dict[str, Any]:
         "panels": _panels(contents.read_examples(run.path / "examples.npz")),
         "shown_at_once": SHOWN_AT_ONCE,
         **_latents(run, metrics, scans),
+        "sections": sections,
+        "missing": missing,
         "grid": contents.read_json(run.path / "pipeline.json").get("grid"),
         "environment": environment,
         "by_command": " train " in f"{environment.get('command', '')} ",
