@@ -23,10 +23,10 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score
 
 from kerasvae.analysis.design import columns_of
+from kerasvae.analysis.deviation.norm import Norm
+from kerasvae.analysis.deviation.normative import calibrate
+from kerasvae.analysis.deviation.residuals import Residuals, residuals_of
 from kerasvae.analysis.latents import Latents, read_latents
-from kerasvae.analysis.norm import Norm
-from kerasvae.analysis.normative import calibrate
-from kerasvae.analysis.residuals import Residuals, residuals_of
 from kerasvae.training.run import Run
 
 VOLUMES_CM3 = (1, 2, 5, 10)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import kerasvae
 from kerasvae.analysis.cross_validation import cross_validate
-from kerasvae.analysis.regions import place_labels
+from kerasvae.analysis.maps.regions import place_labels
 from kerasvae.training.run import Run, load_run
 
 FOLDS = 5

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from rows import Row, as_row
 from scipy.ndimage import gaussian_filter
 
+from kerasvae.analysis.deviation.residuals import residuals_of
 from kerasvae.analysis.folds import Fold, Sample, read_folds, sample_of
 from kerasvae.analysis.latents import read_latents
-from kerasvae.analysis.map_run import decoder_of
-from kerasvae.analysis.maps import association_map
+from kerasvae.analysis.maps.decoded import association_map
+from kerasvae.analysis.maps.run import decoder_of
+from kerasvae.analysis.maps.slopes import contrasts_of
 from kerasvae.analysis.predictors import Predictors
-from kerasvae.analysis.residuals import residuals_of
-from kerasvae.analysis.slopes import contrasts_of
 
 RESAMPLES = 10_000
 LEAST = -0.05

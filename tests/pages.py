@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from kerasvae.analysis.report import write_report
+from kerasvae.analysis.report.page import write_report
 
 ROLES = ["train"] * 6 + ["validation"] * 2 + ["calibration"] * 2 + ["test"] * 4
 SHOWN = 2

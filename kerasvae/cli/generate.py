@@ -35,7 +35,7 @@ def generate(
     """
     values = assignments(set_ or [])
     load_tensorflow()
-    from kerasvae.analysis.generation import generate_run
+    from kerasvae.analysis.generation.run import generate_run
     from kerasvae.training.run import load_run
 
     with bar() as show:
@@ -75,7 +75,7 @@ def age(
     if empty := [name for name, cells in values.items() if not cells]:
         raise ArgumentError("--set", rule="give values, as in age=60,80", got=f"{empty[0]}=", fix="Add one")
     load_tensorflow()
-    from kerasvae.analysis.counterfactual import age_run
+    from kerasvae.analysis.generation.counterfactual import age_run
     from kerasvae.training.run import load_run
 
     with bar() as show:

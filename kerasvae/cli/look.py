@@ -48,7 +48,7 @@ def maps(
     asked, held, tested = map(names, (variables, covariates, voxelwise))
     along = whole_numbers(dimensions, "--dimensions")
     load_tensorflow()
-    from kerasvae.analysis.map_run import map_run
+    from kerasvae.analysis.maps.run import map_run
     from kerasvae.analysis.words import count
     from kerasvae.training.run import load_run
 
@@ -98,7 +98,7 @@ def deviate(
     p-values against calibration people; and maps of z. Files of the same names are replaced.
     """
     load_tensorflow()
-    from kerasvae.analysis.deviation_run import deviate_run
+    from kerasvae.analysis.deviation.run import deviate_run
     from kerasvae.training.run import load_run
 
     with bar() as show:

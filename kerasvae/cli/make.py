@@ -52,7 +52,7 @@ def train(
 
     chosen = load_recipe(recipe, set_ or [])
     load_tensorflow()
-    from kerasvae.analysis.report import write_report
+    from kerasvae.analysis.report.page import write_report
     from kerasvae.training.train import train as run_training
 
     with resumable(out_) as report:

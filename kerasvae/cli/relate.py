@@ -119,7 +119,7 @@ def harmonize(
     By ComBat, fitted to training and validation people. Writes latents_harmonized.tsv into the run's folder, and
     harmonization.json: whether other people's codes still tell the site, and what was to be kept, before and after.
     """
-    from kerasvae.analysis.harmonization import harmonize_run
+    from kerasvae.analysis.sites.run import harmonize_run
     from kerasvae.training.run import load_run
 
     with bar() as show:

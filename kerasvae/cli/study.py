@@ -45,7 +45,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the report page again. Example: `kerasvae report run --beside textbook-run`."""
-    from kerasvae.analysis.report import write_report
+    from kerasvae.analysis.report.page import write_report
 
     out.print(f"Report: {write_report(run, beside=beside)}")
 

@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import false_discovery_control
 
 from kerasvae import load_recipe, load_run
-from kerasvae.analysis.deviation_files import CENTILE_COLUMNS, COLUMNS, REGIONS
-from kerasvae.analysis.deviation_run import deviate_run
+from kerasvae.analysis.deviation.files import CENTILE_COLUMNS, COLUMNS, REGIONS
+from kerasvae.analysis.deviation.run import deviate_run
 from kerasvae.cli import main
 from kerasvae.errors import ArgumentError, RunError
 from kerasvae.training.train import train

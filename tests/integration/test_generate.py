@@ -13,10 +13,10 @@ import pytest
 from scipy import stats
 
 from kerasvae import load_recipe
-from kerasvae.analysis.conditional_codes import ConditionalCodes
-from kerasvae.analysis.generator import LEARNED, Generator
-from kerasvae.analysis.identity import change
-from kerasvae.analysis.novelty import novelty
+from kerasvae.analysis.generation.conditional_codes import ConditionalCodes
+from kerasvae.analysis.generation.generator import LEARNED, Generator
+from kerasvae.analysis.generation.identity import change
+from kerasvae.analysis.generation.novelty import novelty
 from kerasvae.cli import main
 from kerasvae.errors import ModelError
 from kerasvae.training.train import train

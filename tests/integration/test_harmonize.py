@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from kerasvae import load_run
-from kerasvae.analysis.combat import ComBat
-from kerasvae.analysis.harmonization import harmonize_run
+from kerasvae.analysis.sites.combat import ComBat
+from kerasvae.analysis.sites.run import harmonize_run
 from kerasvae.cli import main
 from kerasvae.data import Cohort
 from kerasvae.preprocess import fit_pipeline

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kerasvae import load_recipe, load_run
-from kerasvae.analysis.harmonization import harmonize_run
+from kerasvae.analysis.sites.run import harmonize_run
 from kerasvae.errors import ArgumentError, RecipeError
 from kerasvae.training.train import train
 from tests.conftest import BLOB_RECIPE, make_blob_cohort

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from kerasvae.analysis.map_folder import read_traversals
+from kerasvae.analysis.maps.folder import read_traversals
 from kerasvae.cli import main
 from kerasvae.preprocess import Pipeline, write_volume
 from kerasvae.types import Grid
@@ -218,7 +218,7 @@ def test_wrong_calls(folder, monkeypatch, capsys, options, words, tmp_path):
 
 def test_a_model_with_covariates_is_asked_at_typical_ones(folder, tmp_path):
     from kerasvae import load_run
-    from kerasvae.analysis.map_run import decoder_of, map_run
+    from kerasvae.analysis.maps.run import decoder_of, map_run
     from kerasvae.covariates import Covariates
 
     run = tmp_path / "run"
@@ -248,7 +248,7 @@ def test_a_model_with_covariates_is_asked_at_typical_ones(folder, tmp_path):
 def test_codes_on_a_sphere_are_refused(folder):
     from types import SimpleNamespace
 
-    from kerasvae.analysis.map_run import decoder_of
+    from kerasvae.analysis.maps.run import decoder_of
     from kerasvae.distributions import PowerSphericalPosterior
     from kerasvae.errors import RunError
 
@@ -262,7 +262,7 @@ def test_the_jacobian_of_a_network_beside_forward_mode():
     import tensorflow as tf
 
     from kerasvae import VAE, conv_decoder, conv_encoder
-    from kerasvae.analysis.maps import jacobian
+    from kerasvae.analysis.maps.decoded import jacobian
 
     shape = (8, 8, 8)
     model = VAE(conv_encoder(shape, 2 * D, filters=(4, 8)), conv_decoder(shape, D, filters=(4, 8)))

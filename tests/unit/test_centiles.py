@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from kerasvae.analysis.centiles import CENTILES, Chart, centile_figure, fit_chart
+from kerasvae.analysis.deviation.centiles import CENTILES, Chart, centile_figure, fit_chart
 from kerasvae.errors import ArgumentError
 
 

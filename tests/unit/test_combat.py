@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kerasvae.analysis.combat import ComBat
+from kerasvae.analysis.sites.combat import ComBat
 from kerasvae.errors import ArgumentError
 
 SHIFT, FACTOR = np.array([[2.0, -1.0, 0.5], [-4.0, 3.0, 0.0]]), np.array([[0.5, 2.0, 1.0], [3.0, 0.25, 1.5]])

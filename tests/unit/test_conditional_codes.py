@@ -8,8 +8,8 @@ from scipy import stats
 from scipy.interpolate import make_interp_spline
 from scipy.spatial.distance import cdist
 
-from kerasvae.analysis.conditional_codes import KNOTS, ConditionalCodes
 from kerasvae.analysis.design import term_of
+from kerasvae.analysis.generation.conditional_codes import KNOTS, ConditionalCodes
 from kerasvae.errors import ArgumentError
 
 N, D = 80, 3

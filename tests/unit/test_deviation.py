@@ -5,8 +5,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.stats import norm
 
-from kerasvae.analysis.deviation import Judge, region_means, told
-from kerasvae.analysis.focal import Bands
+from kerasvae.analysis.deviation.focal import Bands
+from kerasvae.analysis.deviation.scores import Judge, region_means, told
 from kerasvae.errors import ArgumentError
 
 SHAPE = (14, 16, 12)

@@ -12,8 +12,8 @@ from nilearn.mass_univariate import permuted_ols
 from scipy import stats
 
 from kerasvae.analysis.design import term_of
-from kerasvae.analysis.group_maps import voxel_test
-from kerasvae.analysis.slopes import contrasts_of
+from kerasvae.analysis.maps.groups import voxel_test
+from kerasvae.analysis.maps.slopes import contrasts_of
 from kerasvae.errors import ArgumentError
 from kerasvae.preprocess.nifti import image_of
 from kerasvae.types import Grid

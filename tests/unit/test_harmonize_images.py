@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kerasvae import VAE, Covariates, dense_decoder, dense_encoder, fit_core, linear_start
-from kerasvae.analysis.harmonization import harmonize_images
+from kerasvae.analysis.sites.run import harmonize_images
 from kerasvae.errors import ArgumentError, ModelError
 from kerasvae.models.coding import Coding
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kerasvae.analysis.figures import to_svg
-from kerasvae.analysis.map_figures import Frame, map_figure, save_png, traversal_figure, traversal_slices
+from kerasvae.analysis.maps.figures import Frame, map_figure, save_png, traversal_figure, traversal_slices
 from kerasvae.types import Grid
 
 SHAPE = (12, 14, 10)

@@ -8,8 +8,8 @@ import statsmodels.api as sm
 from scipy import stats
 
 from kerasvae.analysis.design import term_of
-from kerasvae.analysis.maps import association_map, jacobian, spread_of, traverse
-from kerasvae.analysis.slopes import bootstrap_slopes, contrasts_of, slopes_of
+from kerasvae.analysis.maps.decoded import association_map, jacobian, spread_of, traverse
+from kerasvae.analysis.maps.slopes import bootstrap_slopes, contrasts_of, slopes_of
 from kerasvae.errors import ArgumentError
 
 SHAPE, D, N = (4, 5, 3), 3, 80

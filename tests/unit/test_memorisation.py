@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.neighbors import NearestNeighbors
 
-from kerasvae.analysis.memorisation import memorisation
+from kerasvae.analysis.generation.memorisation import memorisation
 from kerasvae.errors import ArgumentError
 
 T, N, M, V = 60, 25, 40, 6

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from kerasvae.analysis.normative import calibrate, fit_expectation, left_out, normal_quantile
+from kerasvae.analysis.deviation.normative import calibrate, fit_expectation, left_out, normal_quantile
 from kerasvae.errors import ArgumentError
 from kerasvae.scoring import moderated_variance
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge, RidgeCV
 
-from kerasvae.analysis.reading import PENALTIES, Reader
+from kerasvae.analysis.generation.reading import PENALTIES, Reader
 
 N, V = 60, 200
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kerasvae.analysis.combat import ComBat
 from kerasvae.analysis.design import term_of
-from kerasvae.analysis.harmonized_report import Parts, kept_alone, principal, spaces_of
-from kerasvae.analysis.readings import measure_of, read_site, read_term
+from kerasvae.analysis.sites.combat import ComBat
+from kerasvae.analysis.sites.judged import Parts, kept_alone, principal, spaces_of
+from kerasvae.analysis.sites.readings import measure_of, read_site, read_term
 
 
 def test_a_site_that_shifts_codes_is_read_as_bayes_rule_would():

@@ -6,8 +6,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from kerasvae.analysis.map_folder import MapFolder
-from kerasvae.analysis.regions import REGION_COLUMNS, Region, place_labels, read_label_names, summarise
+from kerasvae.analysis.maps.folder import MapFolder
+from kerasvae.analysis.maps.regions import REGION_COLUMNS, Region, place_labels, read_label_names, summarise
 from kerasvae.errors import ArgumentError, VolumeError
 from kerasvae.preprocess import Pipeline
 from kerasvae.preprocess.nifti import image_of, read_volume

@@ -10,7 +10,7 @@ import pytest
 
 from kerasvae import load_recipe
 from kerasvae.analysis.contents import age_of, figures_of, groups_of, read_examples, without_folders
-from kerasvae.analysis.report import write_report
+from kerasvae.analysis.report.page import write_report
 from kerasvae.errors import RunError
 from tests.pages import SHOWN, Page, make_run, page_of
 
@@ -103,7 +103,7 @@ def test_no_tensorflow_and_no_pyplot(tmp_path):
     code = (
         "import sys\n"
         "for name in ('tensorflow', 'keras', 'tensorflow_probability', 'tf_keras'): sys.modules[name] = None\n"
-        "from kerasvae.analysis.report import write_report\n"
+        "from kerasvae.analysis.report.page import write_report\n"
         f"write_report({str(folder)!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from kerasvae.analysis.beside import mean_correlation, pair_of, people_figure
 from kerasvae.analysis.figures import kl_bars, latent_scatter, learning_curves, to_svg
 from kerasvae.analysis.panel import Examples, axial_levels, montage, person_panel
+from kerasvae.analysis.report.beside import mean_correlation, pair_of, people_figure
 
 
 def test_slices_show_left_on_the_left_and_front_on_top():

@@ -8,13 +8,13 @@ import sys
 import pytest
 from scipy.stats import false_discovery_control
 
-from kerasvae.analysis.report import write_report
-from kerasvae.analysis.report_associations import associations_view
-from kerasvae.analysis.report_deviations import deviations_view, order_of, read_judged
-from kerasvae.analysis.report_maps import maps_view
-from kerasvae.analysis.report_predictions import predictions_view
-from kerasvae.analysis.report_sections import PARTS, sections_of
-from kerasvae.analysis.report_site import site_view
+from kerasvae.analysis.report.associations import associations_view
+from kerasvae.analysis.report.deviations import deviations_view, order_of, read_judged
+from kerasvae.analysis.report.maps import maps_view
+from kerasvae.analysis.report.page import write_report
+from kerasvae.analysis.report.predictions import predictions_view
+from kerasvae.analysis.report.sections import PARTS, sections_of
+from kerasvae.analysis.report.site import site_view
 from tests.pages import Page, make_run, page_of
 from tests.studies import (
     judged,
@@ -127,7 +127,7 @@ def test_page_is_the_same_when_written_again_and_needs_no_tensorflow(tmp_path, s
     code = (
         "import sys\n"
         "for name in ('tensorflow', 'keras', 'tensorflow_probability', 'tf_keras'): sys.modules[name] = None\n"
-        "from kerasvae.analysis.report import write_report\n"
+        "from kerasvae.analysis.report.page import write_report\n"
         f"write_report({str(folder)!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
@@ -317,7 +317,7 @@ def test_maps_beyond_the_budget_are_named(tmp_path, monkeypatch):
     assert [len(content[kind]) for kind in ("maps", "strips", "axes")] == [1, 1, 4]
     assert content["left_out"] == []
     size = len(content["maps"][0]["figure"]) + content["strips"][0][1].size
-    monkeypatch.setattr("kerasvae.analysis.report_maps.BUDGET", size + 1)
+    monkeypatch.setattr("kerasvae.analysis.report.maps.BUDGET", size + 1)
     content = maps_view(tmp_path).content
     assert [len(content[kind]) for kind in ("strips", "axes")] == [1, 1]  # one more begins below the budget
     assert content["left_out"] == ["dimension 1", "dimension 2", "dimension 3"]

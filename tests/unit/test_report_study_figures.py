@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from kerasvae.analysis.figures import OURS, PEER
-from kerasvae.analysis.map_folder import Traversal, read_traversals
-from kerasvae.analysis.report_associations import heat_map, read_associations
-from kerasvae.analysis.report_deviations import Judged, strip_chart
-from kerasvae.analysis.report_focus import focus_figure
-from kerasvae.analysis.report_maps import association_figure, step_of
-from kerasvae.analysis.report_strips import strip_of
+from kerasvae.analysis.maps.folder import Traversal, read_traversals
+from kerasvae.analysis.report.associations import heat_map, read_associations
+from kerasvae.analysis.report.deviations import Judged, strip_chart
+from kerasvae.analysis.report.focus import focus_figure
+from kerasvae.analysis.report.maps import association_figure, step_of
+from kerasvae.analysis.report.strips import strip_of
 from tests.studies import AFFINE, POSITIONS, SHAPE, inside, write_associations, write_maps
 
 BLACK = 0.02

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from kerasvae.analysis.verdict import best_epoch, headline, verdict, winner
+from kerasvae.analysis.report.verdict import best_epoch, headline, verdict, winner
 
 HEALTHY = {
     "role": "test", "explained_variance": 0.45, "explained_variance_pca": 0.40, "identification": 1.0,

@@ -1,0 +1,1 @@
+"""Who deviates from what is expected, by how much and where. Nothing is imported here."""

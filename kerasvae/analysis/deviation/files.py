@@ -1,0 +1,86 @@
+"""What a deviation leaves: tables with what their columns mean, and maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kerasvae.analysis.deviation.centiles import CENTILES
+from kerasvae.analysis.deviation.scores import Deviation
+from kerasvae.preprocess import Pipeline, write_image, write_volume
+from kerasvae.training.run import write_json, write_table
+from kerasvae.types import Mask
+
+__all__ = ["CENTILE_COLUMNS", "COLUMNS", "REGIONS", "worst", "write_described", "write_maps"]
+
+COLUMNS = {
+    "participant_id": "whose",
+    "session_id": "of which visit",
+    "role": "in the run",
+    "extent": "root mean square over voxels of t: how unusual the whole image is, given the reconstruction",
+    "p_extent": "conformal p: at most α with a probability of at most α for a healthy person",
+    "q_extent": "false discovery rate over the people of this table (Benjamini-Hochberg)",
+    "focus": "largest value of any band-passed map, in the person's own spread: how far one place stands out",
+    "p_focus": "conformal p",
+    "q_focus": "false discovery rate over the people",
+    "focus_x": "where, mm",
+    "focus_y": "where, mm",
+    "focus_z": "where, mm",
+    "distance": "of the code from what is expected given the covariates (Mahalanobis)",
+    "p_distance": "conformal p",
+    "q_distance": "false discovery rate over the people",
+    "region": "that is the most unusual of all",
+    "p_regions": "its conformal p, family-wise over the regions",
+    "beyond": "share of voxels whose |z| exceeds 1.96; of healthy people 0.05 on average",
+    "told": "share of voxels told at a false discovery rate of 0.05 by parametric z; no finite-sample guarantee",
+}
+REGIONS = {
+    "participant_id": "whose",
+    "session_id": "of which visit",
+    "label": "number in the label image",
+    "name": "of the region",
+    "voxels": "on the model's grid, in the mask",
+    "value": "mean of the image over the region, model units",
+    "centile": "of the value among healthy people of that age (or whatever number is the first covariate), 0 to 100",
+    "z": "of the mean standardised residual over the region; parametric",
+    "p": "conformal p, of this region alone",
+    "p_family": "conformal p, family-wise over the regions",
+}
+CENTILE_COLUMNS = {
+    "label": "number of the region",
+    "name": "of the region",
+    "at": "value of the covariate",
+    **{f"centile_{centile:g}": f"{centile:g} % of people have a lower value, model units" for centile in CENTILES},
+}
+
+
+def worst(regions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The region of a person that is the most unusual, as cells of deviations.tsv."""
+    if not regions:
+        return {"region": "n/a", "p_regions": math.nan}
+    worst = min(regions, key=lambda row: (row["p_family"], -abs(row["z"])))
+    return {"region": worst["name"], "p_regions": worst["p_family"]}
+
+
+def write_maps(folder: Path, name: str, one: Deviation, pipeline: Pipeline, inside: Mask, scan: Path | None) -> None:
+    """The maps of a person on the model's grid, and where its scan is given in the scan's own space."""
+    for kind, values in (("z", one.z), ("focus", one.focus_map)):
+        grid = np.zeros(inside.shape, np.float32)
+        grid[inside] = values
+        write_volume(folder / f"{name}_{kind}.nii.gz", grid, pipeline.grid.matrix, space=pipeline.grid.space)
+        if scan is not None:
+            write_image(folder / "native" / f"{name}_{kind}.nii.gz", pipeline.invert(grid, scan))
+
+
+def write_described(
+    path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], about: Mapping[str, Any]
+) -> None:
+    """A table, and a .json of its name that explains its columns and holds the settings."""
+    cells = ({key: "n/a" if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()} for row in rows)
+    write_table(path, cells, list(columns))
+    described: dict[str, Any] = {name: {"Description": text} for name, text in columns.items()}
+    write_json(path.with_suffix(".json"), described | {"Settings": dict(about)})

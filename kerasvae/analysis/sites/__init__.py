@@ -1,0 +1,1 @@
+"""Sites: codes and images without the scanner. Nothing is imported here."""
