@@ -17,6 +17,7 @@ from kerasvae.training.run import Run, load_run
 
 FOLDS = 5
 SETTINGS = ("split.train=0.5", "split.validation=0.1", "split.calibration=0.2", "split.test=0.2")
+PLAIN = ("model.core_mirror=false", "model.core_prior=none", "training.epochs=4")
 GROUPS = {
     "frontal": r"Frontal|Orbital|Rectus|Precentral|SupplementaryMotor|Subcallosal|CentralOperculum",
     "parietal": r"Parietal|Postcentral|Precuneus|Angular|Supramarginal",
@@ -31,17 +32,18 @@ GROUPS = {
 """Of the DLMUSE labels, by their names; the first that fits."""
 
 
-def runs_of(folder: Path, work: Path) -> list[Run]:
+def runs_of(folder: Path, work: Path, *, plain: bool = False) -> list[Run]:
     """The five runs, trained where they are not there yet.
 
     Args:
         folder: The IXI derivative.
         work: Where runs are kept.
+        plain: Whether the linear start is that of the sample alone, without mirror images and smooth prior.
     """
-    recipe = kerasvae.load_recipe("t1-4mm", SETTINGS)
-    place = work / "t1"
+    recipe = kerasvae.load_recipe("t1-4mm", (*SETTINGS, *(PLAIN if plain else ())))
+    place = work / ("t1-plain" if plain else "t1")
     if not (place / "cross_validation.json").is_file():
-        print("T1, five folds: training", flush=True)
+        print(f"{place.name}, five folds: training", flush=True)
         cross_validate(recipe, folder, place, folds=FOLDS, resume=place.exists())
     return [load_run(place / f"fold{fold}-seed0") for fold in range(FOLDS)]
 

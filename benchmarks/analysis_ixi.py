@@ -36,8 +36,9 @@ def ixi_rows(folder: Path, work: Path) -> list[Row]:
     runs = runs_of(folder, work)
     folds = read_folds(runs)
     rows = []
-    for name, figure in (("age", "r"), ("sex", "accuracy")):
-        rows += _beside(folds, sample_of(folds, name, ()), f"{name} of new people", figure, LEAST)
+    for words, own in (("", folds), (", plain linear start", read_folds(runs_of(folder, work, plain=True)))):
+        for name, figure in (("age", "r"), ("sex", "accuracy")):
+            rows += _beside(own, sample_of(own, name, ()), f"{name} of new people{words}", figure, LEAST)
     sample = sample_of(folds, "age", ())
     volumes = ventricles(folder)
     sample = replace(sample, target=np.array([volumes[person] for person in sample.people]))
