@@ -8,11 +8,11 @@ nothing can be told at 0.03.
 
 What makes a score must not know which people calibrate: a scale, a mean or a model is learned from others.
 
-Of many persons at once, Benjamini and Hochberg's procedure on conformal p-values of one calibration set controls the
-false discovery rate though they depend on one another (Bates, Candès, Lei, Romano & Sesia 2023, Testing for outliers
-with conformal p-values, Ann. Stat. 51:149, theorem 2). Of the many voxels of one person, the largest score is compared
-with the largest of each calibration person: whatever the voxels' dependence, a healthy person has *any* voxel called
-deviant with a probability of at most α (`voxels`).
+Of many persons at once, Benjamini and Hochberg's procedure (`scipy.stats.false_discovery_control`) on conformal p of one
+calibration set controls the false discovery rate though they depend on one another (Bates, Candès, Lei, Romano & Sesia
+2023, Testing for outliers with conformal p-values, Ann. Stat. 51:149, theorem 2). Of the many voxels of one person, the
+largest score is compared with the largest of each calibration person: whatever the voxels' dependence, a healthy person
+has *any* voxel called deviant with a probability of at most α (`voxels`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kerasvae.errors import ArgumentError
 
-__all__ = ["benjamini_hochberg", "conformal_p", "fewest", "threshold", "voxels"]
+__all__ = ["conformal_p", "fewest", "threshold", "voxels"]
 
 Numbers = NDArray[np.float64]
 
@@ -89,23 +89,6 @@ def voxels(scores: ArrayLike, calibration: ArrayLike) -> Numbers:
             "scores and calibration", rule=rule, got=f"{new.shape} and {known.shape}", fix="Correct them"
         )
     return conformal_p(new, known.max(axis=1, initial=-np.inf))
-
-
-def benjamini_hochberg(p: ArrayLike, alpha: float = 0.05) -> NDArray[np.bool_]:
-    """Which of many persons are told, with a false discovery rate of at most alpha.
-
-    >>> benjamini_hochberg([0.01, 0.02, 0.5]).tolist()
-    [True, True, False]
-
-    Args:
-        p: (m,).
-        alpha: The rate.
-    """
-    values = np.asarray(p, np.float64)
-    order = np.sort(values)
-    passed = order <= alpha * np.arange(1, len(order) + 1) / max(1, len(order))
-    last = order[np.flatnonzero(passed)[-1]] if passed.any() else -np.inf
-    return np.asarray(values <= last)
 
 
 def fewest(alpha: float) -> int:

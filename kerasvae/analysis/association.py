@@ -187,10 +187,11 @@ def associate_run(
     if not variables:
         raise ArgumentError("--variables", rule="name a column", got="none", fix="Add one, as in --variables age")
     refuse_told(run, variables, latents.roles)
+    terms = [latents.term(name) for name in dict.fromkeys(variables)]
     rows = associate(
         latents.codes,
         latents.people,
-        [latents.term(name) for name in dict.fromkeys(variables)],
+        terms,
         [latents.term(name) for name in dict.fromkeys(covariates)],
         stddev=latents.stddev,
         permutations=permutations,
@@ -202,6 +203,7 @@ def associate_run(
     write_table(path, ({name: "n/a" if v is None else v for name, v in row.as_json().items()} for row in rows), names)
     described: dict[str, Any] = {name: {"Description": text} for name, text in COLUMNS.items()}
     about = {"covariates": list(covariates), "roles": sorted(set(latents.roles)), "permutations": permutations}
+    about |= {"variables": {term.name: term.meaning for term in terms}}
     described |= {"Settings": about | {"seed": seed}}
     if rotation != "none":
         text = "a column for each axis that is tested, in the dimensions of latents.tsv; fitted to training people"

@@ -92,6 +92,7 @@ def test_the_table_and_its_words(folder, monkeypatch, capsys):
     assert set(described) == {*rows[0], "Settings"} == {*Association.__dataclass_fields__, "Settings"}
     assert described["Settings"] == {
         "covariates": ["sex"], "roles": ["calibration", "test", "train", "validation"], "permutations": 999, "seed": 0,
+        "variables": {"age": "a unit more", "sex": "M against F", "score": "a unit more"},
     }  # fmt: skip
 
 
