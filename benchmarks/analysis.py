@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from analysis_simulated import simulated_rows
 from nilearn.mass_univariate import permuted_ols
 from numpy.typing import NDArray
 from rows import Row, as_row
@@ -26,7 +27,7 @@ REPETITIONS = 500
 PERMUTATIONS = 499
 LEVEL, SURE = 0.05, 0.999
 DIMENSIONS = 16
-PACKAGES = ("kerasvae", "numpy", "scipy", "statsmodels", "nilearn")
+PACKAGES = ("kerasvae", "tensorflow", "keras", "numpy", "scipy", "scikit-learn", "statsmodels", "nilearn")
 Numbers = NDArray[np.float64]
 
 
@@ -39,18 +40,21 @@ class Null(NamedTuple):
     people: NDArray[np.intp]
 
 
-def run(folder: Path, *, only: str | None = None) -> list[Row]:
+def run(folder: Path, *, work: Path, only: str | None = None) -> list[Row]:
     """The rows of the benchmark.
 
     Args:
         folder: Not needed by these parts.
-        only: null or statistics.
+        work: Where the simulated cohort and its model are kept.
+        only: null, statistics or simulated.
     """
     rows: list[Row] = []
     if only in (None, "null"):
         rows += null_rows()
     if only in (None, "statistics"):
         rows += statistics_rows()
+    if only in (None, "simulated"):
+        rows += simulated_rows(work / "simulated")
     versions = {name: version(name) for name in PACKAGES}
     return [row | {"versions": versions} for row in rows]
 
