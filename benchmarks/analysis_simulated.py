@@ -31,6 +31,7 @@ from kerasvae.analysis.readings import level_chances
 from kerasvae.analysis.slopes import contrasts_of
 from kerasvae.data.anatomy import REGIONS
 from kerasvae.metrics import nested_ridge
+from kerasvae.networks.covariance_map import mirror_index
 from kerasvae.storage import atomic_path
 from kerasvae.training.run import Run
 
@@ -69,6 +70,7 @@ class Study:
         decode: The decoder of each.
         inside: (x, y, z): the mask.
         new: (n,): whom neither model has seen.
+        mirrored: (n, d): scores of PCA on images and mirror images, which is the augmentation of our linear start.
     """
 
     run: Run
@@ -77,6 +79,7 @@ class Study:
     decode: dict[str, Decode]
     inside: NDArray[np.bool_]
     new: NDArray[np.bool_]
+    mirrored: Numbers
 
     def terms(self, names: Sequence[str]) -> list[Term]:
         return [self.latents.term(name) for name in names]
@@ -103,7 +106,9 @@ def _study(work: Path) -> Study:
     scans = {scan.person: scan for scan in run.cohort.scans}
     images = run.store.load([scans[person] for person in latents.people])[:, inside]
     new = np.isin(latents.roles, ["calibration", "test"])
-    pca = PCA(latents.codes.shape[1], svd_solver="full").fit(images[~new])
+    known, size = images[~new], latents.codes.shape[1]
+    pca = PCA(size, svd_solver="full").fit(known)
+    twice = PCA(size, svd_solver="full").fit(np.concatenate([known, known[:, mirror_index(inside)]]))
 
     def decode(codes: Numbers) -> NDArray[np.float32]:
         made = np.zeros((len(codes), *inside.shape), np.float32)
@@ -111,7 +116,8 @@ def _study(work: Path) -> Study:
         return made
 
     codes = {"ours": latents.codes, "PCA": pca.transform(images).astype(np.float64)}
-    return Study(run, latents, codes, {"ours": decoder_of(run, inside), "PCA": decode}, inside, new)
+    mirrored = twice.transform(images).astype(np.float64)
+    return Study(run, latents, codes, {"ours": decoder_of(run, inside), "PCA": decode}, inside, new, mirrored)
 
 
 def _driver_rows(study: Study) -> list[Row]:
@@ -186,6 +192,8 @@ def _map_rows(study: Study, work: Path) -> list[Row]:
         alike = {kind: _r(found.slope[study.inside], truth[study.inside]) for kind, found in maps.items()}
         title = f"map of {driver}: Dice with the truth's {core.sum()} voxels"
         rows.append(_beside(title, "Dice", dice["ours"], dice["PCA"], drawn["ours"] - drawn["PCA"]))
+        best = {kind: _dice(_spanned(found, truth[study.inside]), core) for kind, found in maps.items()}
+        rows[-1]["peer"] += f"; the truth in as many dimensions: {best['ours']:.3f}, PCA's {best['PCA']:.3f}"
         title = f"map of {driver}: r with the truth over the mask's {len(core)} voxels"
         rows.append(as_row(title, alike["ours"], "r", f"PCA: {alike['PCA']:.3f}", None, None, None))
         if driver == "stage":
@@ -218,6 +226,12 @@ def _drawn(found: AssociationMap) -> Iterator[Numbers]:
         yield found.slope[found.inside] + found.gradient @ offset
 
 
+def _spanned(found: AssociationMap, truth: Numbers) -> Numbers:
+    """The truth, as far as any map of the decoder, to first order, can be like it."""
+    axes = np.linalg.qr(found.gradient.astype(np.float64))[0]
+    return np.asarray(axes @ (axes.T @ truth))
+
+
 def _dice(values: NDArray[np.floating], core: NDArray[np.bool_]) -> float:
     """Overlap of the truth's voxels with as many voxels in which the map is largest, whatever its sign."""
     size = np.abs(values)
@@ -238,7 +252,8 @@ def _stage_rows(study: Study) -> list[Row]:
 
         title = f"stage of {len(y)} new {words} from codes, r"
         rows.append(_compared(title, "r", measure, read["ours"], read["PCA"]))
-        rows[-1]["peer"] += f"; age, sex, head size and site alone: {_r(known, y):.3f}"
+        mirrored = _r(_ridge(study.mirrored[chosen], y), y)
+        rows[-1]["peer"] += f"; PCA on images and mirror images: {mirrored:.3f}; without codes: {_r(known, y):.3f}"
     return rows
 
 
