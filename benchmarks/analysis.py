@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from analysis_deviation import deviation_rows
 from analysis_ixi import ixi_rows
+from analysis_simulated import simulated_rows
 from nilearn.mass_univariate import permuted_ols
 from numpy.typing import NDArray
 from rows import Row, as_row
@@ -28,7 +29,7 @@ REPETITIONS = 500
 PERMUTATIONS = 499
 LEVEL, SURE = 0.05, 0.999
 DIMENSIONS = 16
-PACKAGES = ("kerasvae", "numpy", "scipy", "statsmodels", "nilearn")
+PACKAGES = ("kerasvae", "tensorflow", "keras", "numpy", "scipy", "scikit-learn", "statsmodels", "nilearn")
 Numbers = NDArray[np.float64]
 
 
@@ -52,6 +53,7 @@ def run(folder: Path, *, work: Path, only: str | None = None) -> list[Row]:
     parts: dict[str, Callable[[], list[Row]]] = {
         "null": null_rows,
         "statistics": statistics_rows,
+        "simulated": lambda: simulated_rows(work / "simulated"),
         "ixi": lambda: ixi_rows(folder / "ixi", work),
         "deviation": lambda: deviation_rows(folder / "ixi", work),
     }

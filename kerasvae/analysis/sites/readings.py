@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kerasvae.analysis.design import Term
 from kerasvae.metrics import nested_ridge
 
-__all__ = ["FOLDS", "SiteReading", "measure_of", "read_site", "read_term"]
+__all__ = ["FOLDS", "SiteReading", "level_chances", "measure_of", "read_site", "read_term"]
 
 Numbers = NDArray[np.float64]
 FOLDS = 5
@@ -62,7 +62,7 @@ def read_site(codes: Numbers, site: NDArray[Any], *, permutations: int = 199, se
     rng = np.random.default_rng(seed)
     orders = [np.arange(len(place)), *(rng.permutation(len(place)) for _ in range(permutations))]
     found = np.array(
-        [balanced_accuracy_score(place[o], _chances(codes, place[o], seed).argmax(axis=1)) for o in orders]
+        [balanced_accuracy_score(place[o], level_chances(codes, place[o], seed).argmax(axis=1)) for o in orders]
     )
     return SiteReading(float(found[0]), 1 / len(names), float(np.mean(found >= found[0] - 1e-12)))
 
@@ -86,7 +86,7 @@ def read_term(codes: Numbers, term: Term, *, seed: int = 0) -> float | None:
     level = np.rint(term.values @ np.arange(1, len(term.levels))).astype(np.int64)
     if not _readable(codes, level) or len(set(level.tolist())) < len(term.levels):
         return None
-    chances = _chances(codes, level, seed)
+    chances = level_chances(codes, level, seed)
     if len(term.levels) == 2:
         return float(roc_auc_score(level, chances[:, 1]))
     return float(balanced_accuracy_score(level, chances.argmax(axis=1)))
@@ -101,8 +101,14 @@ def _readable(codes: Numbers, level: NDArray[np.int64]) -> bool:
     return bool(np.ptp(codes, axis=0).any() and np.unique(level, return_counts=True)[1].min() >= FOLDS)
 
 
-def _chances(codes: Numbers, level: NDArray[np.int64], seed: int) -> Numbers:
-    """Probability of each level for each person, from discriminants of other people, (n, levels)."""
+def level_chances(codes: Numbers, level: NDArray[np.int64], seed: int) -> Numbers:
+    """Probability of each level for each person, from discriminants of other people, (n, levels).
+
+    Args:
+        codes: (n, d), a row a person.
+        level: (n,), from 0; five people or more of each.
+        seed: Of the parts.
+    """
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.model_selection import StratifiedKFold
 
