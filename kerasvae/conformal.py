@@ -10,9 +10,9 @@ What makes a score must not know which people calibrate: a scale, a mean or a mo
 
 Of many persons at once, Benjamini and Hochberg's procedure (`scipy.stats.false_discovery_control`) on conformal p of
 one calibration set controls the false discovery rate though they depend on one another (Bates, Candès, Lei, Romano &
-Sesia 2023, Testing for outliers with conformal p-values, Ann. Stat. 51:149, theorem 2). Of the many voxels of one person, the
-largest score is compared with the largest of each calibration person: whatever the voxels' dependence, a healthy person
-has *any* voxel called deviant with a probability of at most α (`voxels`).
+Sesia 2023, Testing for outliers with conformal p-values, Ann. Stat. 51:149, theorem 2). Of the many voxels of one
+person, the largest score is compared with the largest of each calibration person: whatever the voxels' dependence, a
+healthy person has *any* voxel called deviant with a probability of at most α (`voxels`).
 """
 
 from __future__ import annotations
