@@ -217,7 +217,8 @@ def made(rng, people=24):
     columns = {"y": tuple(map(str, y)), "held": tuple(map(str, held))}
     names = tuple(f"sub-{i:02d}" for i in range(people))
     return [
-        Fold(f"{i}", 0, Latents(names, tuple(each), z, None, columns), {"latents": z}) for i, each in enumerate(roles)
+        Fold(f"{i}", 0, Latents(names, tuple(each), z, None, columns, ("n/a",) * people), {"latents": z})
+        for i, each in enumerate(roles)
     ]
 
 

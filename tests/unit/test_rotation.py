@@ -23,6 +23,7 @@ RNG = np.random.default_rng(8)
 PEOPLE, D, SHAPE = 90, 4, (6, 5, 4)
 ROLES = ("train",) * 60 + ("test",) * 30
 NAMES = tuple(f"sub-{i:02d}" for i in range(PEOPLE))
+SESSIONS = ("n/a",) * PEOPLE
 TURN = stats.ortho_group.rvs(D, random_state=2)
 MASK = RNG.random(SHAPE) < 0.8
 FACTORS = RNG.standard_normal((PEOPLE, D)) * [2.0, 1.5, 1.2, 1.0]
@@ -104,7 +105,7 @@ def test_only_training_people_choose_them(kind):
 
 def test_what_posteriors_leave_open_turns_with_the_codes():
     stddev = RNG.uniform(0.2, 1, (PEOPLE, D))
-    latents = Latents(NAMES, ROLES, FACTORS @ TURN, stddev, {})
+    latents = Latents(NAMES, ROLES, FACTORS @ TURN, stddev, {}, SESSIONS)
     found, rotation = rotated(run_of(), latents, "principal")
     for row in (0, 70):
         covariance = rotation.matrix.T @ np.diag(stddev[row] ** 2) @ rotation.matrix
@@ -113,7 +114,7 @@ def test_what_posteriors_leave_open_turns_with_the_codes():
     same, none = rotated(run_of(), latents, "none")
     np.testing.assert_array_equal(same.codes, latents.codes)
     np.testing.assert_array_equal(none.matrix, np.eye(D))
-    assert rotated(run_of(), Latents(NAMES, ROLES, FACTORS, None, {}), "principal")[0].stddev is None
+    assert rotated(run_of(), Latents(NAMES, ROLES, FACTORS, None, {}, SESSIONS), "principal")[0].stddev is None
 
 
 def test_axes_that_cannot_be():
