@@ -84,9 +84,8 @@ def test_the_command_finds_who_is_odd_and_where(run, labels, monkeypatch, capsys
     assert all(part.start - 1 <= where <= part.stop for where, part in zip(np.round(voxel[:3]), PLACE, strict=True))
     assert max(float(row["focus"]) for row in rows[:-1]) < float(odd["focus"])
     assert odd["region"] == "right"
-    for score in ("extent", "focus", "distance"):
-        q = false_discovery_control([float(row[f"p_{score}"]) for row in rows])
-        np.testing.assert_allclose([float(row[f"q_{score}"]) for row in rows], q, rtol=1e-6)
+    p, q = ([[float(row[f"{k}_{score}"]) for score in ("extent", "focus", "distance")] for row in rows] for k in "pq")
+    np.testing.assert_allclose(np.ravel(q), false_discovery_control(np.ravel(p)), rtol=1e-6)
 
     regions = table(folder / "regions.tsv")
     assert list(regions[0]) == list(REGIONS)

@@ -6,6 +6,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import norm
 
 from kerasvae.analysis.deviation.focal import Bands
+from kerasvae.analysis.deviation.norm import Norm
+from kerasvae.analysis.deviation.residuals import Residuals
 from kerasvae.analysis.deviation.scores import Judge, region_means, told
 from kerasvae.errors import ArgumentError
 
@@ -124,3 +126,29 @@ def test_told_is_benjamini_hochberg():
     most = max(i for i, each in enumerate(p, start=1) if each <= 0.05 * i / 5)
     assert told(z).sum() == most
     assert told(z)[[1, 2]].all()
+
+
+def test_everyone_alike_has_each_rank_once():
+    """Each of n + 1 people in turn is the new one: if all are treated alike, p is every rank once."""
+    people, rng = 8, np.random.default_rng(11)
+    rows = brains(people, 12).astype(np.float32)
+    covariates = np.where(rng.random((people, 2)) < 0.2, np.nan, rng.standard_normal((people, 2)))
+    codes, spread = rng.standard_normal((people, 3)), rng.gamma(2, 0.1, rows.shape).astype(np.float32)
+    learned = Residuals(rows[:0], brains(20, 13).astype(np.float32), None)
+    before = (rng.standard_normal((20, 3)), rng.standard_normal((20, 2)))
+    found: dict[str, list[float]] = {}
+    for new in range(people):
+        others = np.delete(np.arange(people), new)
+        known = Residuals(rows[others], rows[others], spread[others])
+        norm = Norm.fit(
+            learned, known, (before[0], codes[others]), (before[1], covariates[others]), MASK, (4.0, 4.0, 4.0), REGIONS
+        )
+        one = norm.of(rows[new], spread[new], covariates[new])
+        told_ = {**one.p, "distance": norm.distance_of(codes[new], covariates[new])[1], "voxels": one.p_voxels.min()}
+        told_ |= {f"region {index}": float(p) for index, p in enumerate(one.p_regions)}
+        for name, p in told_.items():
+            found.setdefault(name, []).append(float(p))
+    ranks = np.arange(1, people + 1) / people
+    assert set(found) == {"extent", "focus", "regions", "distance", "voxels", "region 0", "region 1"}
+    for name, p in found.items():
+        np.testing.assert_allclose(np.sort(p), ranks, rtol=1e-6, err_msg=name)

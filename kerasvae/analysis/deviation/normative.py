@@ -37,6 +37,8 @@ __all__ = ["Calibration", "Expectation", "calibrate", "fit_expectation", "left_o
 Numbers = NDArray[np.float64]
 SMALLEST = 1e-12
 """Part of the mean variance that no voxel's falls below."""
+FURTHEST = 1e6
+"""t beyond which it is no matter how far, as of a voxel in which all others are alike."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def fit_expectation(residual: ArrayLike, covariates: ArrayLike) -> Expectation:
     degrees = len(r) - np.linalg.matrix_rank(full)
     found = inverse @ r
     own = np.square(inverse).sum(axis=1)[1:]  # variance of a slope, in that of the values
-    variance = np.square(r - full @ found).sum(axis=0) / degrees
+    variance = moderated_variance(np.square(r - full @ found).sum(axis=0) / degrees, float(degrees))[0]
     least = max(SMALLEST * float(variance.mean()), np.finfo(np.float64).tiny)
     t2 = np.square(found[1:]) / (own[:, None] * np.maximum(variance, least))
     slopes = found[1:] * _shares(t2.mean(axis=1), degrees)[:, None]
@@ -195,10 +197,12 @@ def left_out(values: ArrayLike) -> tuple[Numbers, float]:
         variance = np.broadcast_to(moderated, rest.shape)
     else:
         prior = degrees - (n - 1)
-        common = (degrees * moderated[:1] - (n - 1) * own[:1]) / prior if prior > 0 else 0.0
+        here = int(own.argmin())  # where the least is lost in taking the two apart
+        common = (degrees * moderated[here] - (n - 1) * own[here]) / prior if prior > 0 else 0.0
         variance = (prior * common + (n - 2) * rest) / (prior + n - 2)
         degrees -= 1
-    return np.asarray(away / np.sqrt(_positive(variance) * (1 + 1 / (n - 1)))), degrees
+    t = away / np.sqrt(_positive(variance) * (1 + 1 / (n - 1)))
+    return np.clip(t, -FURTHEST, FURTHEST), degrees
 
 
 def normal_quantile(t: ArrayLike, degrees: float) -> Numbers:

@@ -61,7 +61,9 @@ class Deviations:
             found = [row for row in self.rows if row[f"q_{score}"] <= 2 * LEVEL]
             names = ", ".join(dict.fromkeys(row["participant_id"] for row in found))
             alone = sum(row[f"p_{score}"] <= LEVEL for row in self.rows)
-            lines.append(f"{score}: p at most {LEVEL} of {alone}; false discovery rate 0.1: {names or 'nobody'}.")
+            lines.append(
+                f"{score}: p at most {LEVEL} of {alone}; at a false discovery rate of 0.1: {names or 'nobody'}."
+            )
         return lines
 
     @property
@@ -86,7 +88,7 @@ def deviate_run(
     Args:
         run: Finished, with calibration people.
         covariates: Columns that expectations depend on; unknown ones are taken to be the mean.
-        roles: Whom to judge; not those the model learned from, nor calibration people.
+        roles: Whom to judge: those who had no part in making the model, its choices and its scales.
         labels: A label image whose regions are judged; see `place_labels`.
         label_names: A table of their names.
         maps: Whether the maps z and focus of each person are written.
@@ -100,7 +102,7 @@ def deviate_run(
         VolumeError: If `labels` cannot be read.
     """
     latents, learned_roles = read_latents(run), run.recipe.training.learned_from
-    if wrong := [role for role in roles if role in (*learned_roles, "calibration")]:
+    if wrong := [role for role in roles if role in ("train", "validation", "calibration")]:
         rule = "be people whom neither weights nor scales were fitted to"
         raise ArgumentError("--roles", rule=rule, got=wrong[0], fix="Use test")
     if label_names is not None and labels is None:
@@ -109,7 +111,7 @@ def deviate_run(
     terms = [latents.term(name) for name in dict.fromkeys(covariates)]
     given = columns_of(terms, len(latents.people))
     rows = {
-        "learned": _rows(latents, learned_roles),
+        "learned": _first(latents, _rows(latents, learned_roles)),
         "calibration": _first(latents, _rows(latents, ("calibration",))),
         "judged": _rows(latents, roles),
     }
@@ -138,10 +140,8 @@ def deviate_run(
         list(regions.voxels.values()),
     )
     if regions.voxels and terms and not terms[0].levels:
-        reference = [*_first(latents, rows["learned"]), *rows["calibration"]]
         values = np.concatenate([found[stage].images for stage in ("learned", "calibration")])
-        place = {row: index for index, row in enumerate([*rows["learned"], *rows["calibration"]])}
-        regions.fit(values[[place[row] for row in reference]], given[reference, 0])
+        regions.fit(values, given[[*rows["learned"], *rows["calibration"]], 0])
     folder = Path(out) if out is not None else run.path / "deviations"
     paths = {(scan.person, scan.session or "n/a"): scan.path for scan in run.cohort.scans}
     places = np.argwhere(inside)
@@ -167,9 +167,7 @@ def deviate_run(
             scan = paths[who["participant_id"], who["session_id"]]
             write_maps(folder, name, one, pipeline, inside, scan if native else None)
         progress("deviations", done + 1, len(rows["judged"]))
-    for score in SCORES:
-        for each, q in zip(table, false_discovery_control([row[f"p_{score}"] for row in table]), strict=True):
-            each[f"q_{score}"] = float(q)
+    _add_q(table)
     about = {"covariates": list(covariates), "roles": list(roles), "calibration_people": known}
     write_described(folder / "deviations.tsv", table, COLUMNS, about)
     if regions.voxels:
@@ -178,6 +176,19 @@ def deviate_run(
         write_described(folder / "centiles.tsv", regions.centiles(), CENTILE_COLUMNS, about)
         regions.draw(folder / "centiles.png", of_regions, given[rows["judged"], 0], terms[0].name)
     return Deviations(folder, table, known)
+
+
+def _add_q(table: Sequence[dict[str, Any]]) -> None:
+    """q of each score, over all people and scores together; of several visits the least p times their number counts."""
+    people = list(dict.fromkeys(row["participant_id"] for row in table))
+    visits = {person: [row for row in table if row["participant_id"] == person] for person in people}
+    p = np.array(
+        [[min(1.0, len(own) * min(row[f"p_{score}"] for row in own)) for score in SCORES] for own in visits.values()]
+    )
+    q = false_discovery_control(p.ravel()).reshape(p.shape)
+    for own, of_person in zip(visits.values(), q, strict=True):
+        for row in own:
+            row |= {f"q_{score}": float(value) for score, value in zip(SCORES, of_person, strict=True)}
 
 
 @dataclass

@@ -49,6 +49,7 @@ def fit_symmetry(residual: ArrayLike, mask: Mask) -> Symmetry:
         mask: (x, y, z), first axis left to right.
     """
     rows, mirror = np.asarray(residual, np.float64), mirror_index(mask)
+    rows = rows - rows.mean(axis=0)  # what everybody has on both sides says nothing about one person
     other = rows[:, mirror]
     both, own = (rows * other).sum(axis=0), np.square(other).sum(axis=0)
     smooth = []

@@ -78,7 +78,7 @@ def deviations_view(path: Path) -> View:
     judged = order_of(read_judged(folder / "deviations.tsv"))
     people, scores = len({each.person for each in judged}), [s for s in SCORES if s in judged[0].numbers]
     told = [each for each in judged if each.least("q_") <= RATE]
-    needed = math.ceil(len(judged) / (RATE * (calibration + 1)) - 1e-9)
+    needed = math.ceil(people * len(scores) / (RATE * (calibration + 1)) - 1e-9)
     chart = "; ".join(
         f"{score} from {number(min(v), 2)} to {number(max(v), 2)}, p at most {LEVEL} in {below} of {len(v)}"
         for score in scores
@@ -225,6 +225,6 @@ def _findings(calibration: int, scans: int, told: Sequence[Judged], needed: int)
         return [Finding("deviations", "note", text, "Look at their images: a bad scan stands out, too.")]
     if needed > 1:
         text = f"Nobody stands out at a false discovery rate of {RATE}; with {calibration} calibration people it takes "
-        text += f"{needed} of {count(scans, 'scan')} at the least p, {least}, for one to be told."
+        text += f"{needed} scores at the least p, {least}, for one to be told."
         return [Finding("deviations", "note", text, "Judge fewer people at once, or calibrate with more.")]
     return []
