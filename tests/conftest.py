@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -14,6 +16,14 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected():
+    """TensorFlow's graphs hold each other: left alone they fill the memory and slow whatever follows."""
+    yield
+    if "tensorflow" in sys.modules:
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
