@@ -203,7 +203,7 @@ def test_a_damaged_part_leaves_the_others(tmp_path):
     (folder / "associations.json").write_text("{")
     page = page_of(folder)
     told = "associations.tsv must be as kerasvae wrote it, but received one that cannot be read (JSONDecodeError). "
-    assert page.text.count(told + "Make it again with `kerasvae associate`.") == 2  # in its section, and on top
+    assert page.text.count(told + "Make it again with kerasvae associate.") == 2  # in its section, and on top
     assert "after ComBat" in page.text
 
 

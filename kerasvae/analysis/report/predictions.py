@@ -87,7 +87,7 @@ def _few(people: Mapping[str, int]) -> list[Finding]:
     few = [f"{name} of {count(n, 'person', 'people')}" for name, n in people.items() if n < FEW]
     if not few:
         return []
-    advice = "Predict over the folds of `kerasvae cross-validate`, in which everyone is a test person once."
+    advice = "Predict over the folds of kerasvae cross-validate, in which everyone is a test person once."
     text = f"Few people were predicted: {', '.join(few)}. The figures are uncertain."
     return [Finding("predictions", "warning", text, advice)]
 

@@ -95,7 +95,7 @@ def sections_of(path: Path, folders: Sequence[str] = ()) -> tuple[list[Section],
             missing.append(part)
             continue
         try:
-            with told_if_damaged(part.file, f"Make it again with `{part.command.partition(' RUN')[0]}`"):
+            with told_if_damaged(part.file, f"Make it again with {part.command.partition(' RUN')[0]}"):
                 view = part.view(path)
             sections.append(Section(part, view.content, "", view.findings))
         except KerasVAEError as error:
