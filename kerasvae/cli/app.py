@@ -30,7 +30,7 @@ app = typer.Typer(
 EXTRAS = {
     "train": (
         "tensorflow", "keras", "tf_keras", "tensorflow_probability", "bids", "pandas", "sklearn", "statsmodels",
-        "nilearn", "matplotlib", "jinja2", "markupsafe",
+        "nilearn", "matplotlib", "PIL", "jinja2", "markupsafe",
     ),
     "export": ("tf2onnx", "onnx", "tensorflow_serving"),
     "serve": (
