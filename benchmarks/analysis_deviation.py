@@ -243,10 +243,8 @@ def _methods(fold: Held) -> Iterator[tuple[str, Score, dict[str, Any]]]:
     """Methods by name, with the residuals of test people healthy and with each lesion."""
     images = {name: each.images for name, each in fold.residuals.items()}
     test = {0: images["test"], **fold.lesions}
-    ours = {
-        cm3: image - (image - fold.residuals["test"].missed if not cm3 else fold.rebuilt[cm3])
-        for cm3, image in test.items()
-    }
+    ours = {0: fold.residuals["test"].missed}
+    ours |= {cm3: image - fold.rebuilt[cm3] for cm3, image in fold.lesions.items()}
     yield "ours", _judged(_norm(fold)), ours
     pca = PCA(fold.latents.codes.shape[1], svd_solver="full").fit(images["learned"])
 

@@ -36,6 +36,7 @@ __all__ = [
     "deviation",
     "distance",
     "moderated_variance",
+    "normal_quantile",
     "normal_surprise",
     "percentiles",
     "predictive_p",
@@ -229,11 +230,16 @@ def deviation(
     >>> deviation([[1.0, 3.0]], [[0.0, 0.0]], [0.0, 0.0], [1.0, 0.0], math.inf).tolist()
     [[1.0, 0.0]]
     """
-    from scipy.special import ndtri, stdtr  # as in `moderated_variance`
-
     stddev = np.asarray(stddev, np.float64)
     away = np.asarray(image, np.float64) - np.asarray(reconstruction, np.float64) - np.asarray(mean, np.float64)
     t = np.divide(away, stddev, out=np.zeros_like(away), where=stddev > 0)
+    return normal_quantile(t, degrees).astype(np.float32)
+
+
+def normal_quantile(t: ArrayLike, degrees: float) -> Numbers:
+    """Φ⁻¹(T(t)), T being Student's distribution function with `degrees` degrees of freedom, in the shape of t."""
+    from scipy.special import ndtri, stdtr  # as in `moderated_variance`
+
+    t = np.asarray(t, np.float64)
     # far out a probability near 1 has no digits left, one near 0 has
-    z = t if math.isinf(degrees) else -np.sign(t) * ndtri(np.maximum(stdtr(degrees, -np.abs(t)), TINY))
-    return z.astype(np.float32)
+    return t if math.isinf(degrees) else -np.sign(t) * ndtri(np.maximum(stdtr(degrees, -np.abs(t)), TINY))

@@ -1,21 +1,15 @@
 """What a study leaves in a run folder, written by hand, for tests of the report."""
 
-import csv
 import json
 
 import nibabel
 import numpy as np
 
+from tests.tables import write_rows
+
 SHAPE = (9, 11, 7)
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 POSITIONS = [-2.0, -1.0, 0.0, 1.0, 2.0]
-
-
-def write_rows(path, rows):
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0], delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def write_image(path, values):

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from kerasvae.analysis.latents import read_latents, refuse_told
 from kerasvae.analysis.permutation import orthonormal, permute
 from kerasvae.analysis.rotation import Kind, rotated
 from kerasvae.errors import ArgumentError
-from kerasvae.training.run import Run, write_json, write_table
+from kerasvae.training.run import Run, write_described
 
 __all__ = ["Association", "Associations", "associate", "associate_run", "fisher_interval", "posterior_variance"]
 
@@ -199,16 +199,13 @@ def associate_run(
         progress=progress,
     )
     path = run.path / "associations.tsv"
-    names = [field.name for field in fields(Association)]
-    write_table(path, ({name: "n/a" if v is None else v for name, v in row.as_json().items()} for row in rows), names)
-    described: dict[str, Any] = {name: {"Description": text} for name, text in COLUMNS.items()}
     about = {"covariates": list(covariates), "roles": sorted(set(latents.roles)), "permutations": permutations}
-    about |= {"variables": {term.name: term.meaning for term in terms}}
-    described |= {"Settings": about | {"seed": seed}}
+    about |= {"variables": {term.name: term.meaning for term in terms}, "seed": seed}
+    sections: dict[str, Any] = {"Settings": about}
     if rotation != "none":
         text = "a column for each axis that is tested, in the dimensions of latents.tsv; fitted to training people"
-        described["Rotation"] = {"Description": text, "Kind": rotation, "Matrix": turned.matrix.tolist()}
-    write_json(path.with_suffix(".json"), described)
+        sections["Rotation"] = {"Description": text, "Kind": rotation, "Matrix": turned.matrix.tolist()}
+    write_described(path, map(vars, rows), COLUMNS, **sections)
     return Associations(rows, tuple(covariates), path, rotation)
 
 

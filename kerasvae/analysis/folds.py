@@ -109,14 +109,13 @@ def pca_of(run: Run, latents: Latents) -> Numbers:
         latents: Its scans, in their order.
     """
     volumes = volumes_of(run, latents.people)
-    inside = np.ones(volumes.shape[1:], bool) if run.pipeline.mask is None else run.pipeline.mask
     # TensorFlow is needed only where the model takes covariates
     coding, inputs = (None, {"image": volumes})
     if run.recipe.model.condition:
         coding, inputs = run.model.coding, model_inputs(run.model, run.cohort.scans, volumes)
     learned = np.isin(latents.roles, ("train", "validation"))
     fit = {name: values[learned] for name, values in inputs.items()}
-    return pca_codes_beside(coding, latents.codes.shape[1], fit, inputs, inside)
+    return pca_codes_beside(coding, latents.codes.shape[1], fit, inputs, run.pipeline.inside)
 
 
 def sample_of(folds: Sequence[Fold], variable: str, covariates: Sequence[str]) -> Sample:

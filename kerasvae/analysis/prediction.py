@@ -28,7 +28,7 @@ from kerasvae.analysis.latents import refuse_told
 from kerasvae.analysis.predictors import ADDED, BOTH, COVARIATES, Predictors, Told
 from kerasvae.errors import ArgumentError
 from kerasvae.metrics.predicted import line_calibration, logistic_calibration
-from kerasvae.training.run import Run, write_json, write_table
+from kerasvae.training.run import Run, write_described
 
 __all__ = ["Predictions", "predict_runs"]
 
@@ -136,11 +136,9 @@ def predict_runs(
             chances |= {test: found._asdict()} if found else {}
             done += permutations
         figures[name]["permutation"] = chances
-    write_table(path, rows, list(COLUMNS))
-    about = {"runs": [fold.name for fold in folds], "covariates": list(covariates), "seed": seed}
-    described: dict[str, Any] = {column: {"Description": text} for column, text in COLUMNS.items()}
-    described |= {"Settings": about | {"permutations": permutations}, "FigureMeanings": FIGURES, "Figures": figures}
-    write_json(path.with_suffix(".json"), described)
+    about: dict[str, Any] = {"runs": [fold.name for fold in folds], "covariates": list(covariates), "seed": seed}
+    about["permutations"] = permutations
+    write_described(path, rows, COLUMNS, Settings=about, FigureMeanings=FIGURES, Figures=figures)
     return Predictions(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["Figures"], path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kerasvae.cli.app import app, load_tensorflow
-from kerasvae.cli.options import JsonOption, RunArgument, names, whole_numbers
-from kerasvae.terminal import bar, out
+from kerasvae.cli.options import JsonOption, RunArgument, answer, names, whole_numbers
+from kerasvae.terminal import bar
 
 if TYPE_CHECKING:
     pass
@@ -72,12 +71,8 @@ def maps(
             command=shlex.join(["kerasvae", *sys.argv[1:]]),
             progress=show,
         )
-    if json_:
-        sys.stdout.write(json.dumps({"maps": [str(path) for path in found.written]}) + "\n")
-        return
-    for line in found.sentences:
-        out.print(line)
-    out.print(f"Maps: {count(len(found.written), 'file', 'files')} in {found.folder}")
+    last = f"Maps: {count(len(found.written), 'file', 'files')} in {found.folder}"
+    answer(json_, {"maps": [str(path) for path in found.written]}, found.sentences, last)
 
 
 @app.command()
@@ -113,9 +108,4 @@ def deviate(
             out=out_,
             progress=show,
         )
-    if json_:
-        sys.stdout.write(json.dumps(found.rows) + "\n")
-        return
-    for line in found.describe():
-        out.print(line)
-    out.print(f"Deviations: {found.folder / 'deviations.tsv'}")
+    answer(json_, found.rows, found.describe(), f"Deviations: {found.folder / 'deviations.tsv'}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from kerasvae.errors import ArgumentError
+from kerasvae.terminal import out
 
 __all__ = [
     "BundleArgument",
@@ -18,6 +22,7 @@ __all__ = [
     "RecipeArgument",
     "RunArgument",
     "SetOption",
+    "answer",
     "assignments",
     "names",
     "whole_numbers",
@@ -31,6 +36,15 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder tha
 PrecisionOption = Annotated[str, typer.Option(help="Of the ONNX graphs: float32, or what the bundle has.")]
 ProviderOption = Annotated[str, typer.Option(help="What runs them: auto, cpu, cuda, openvino.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder that `kerasvae export` wrote.")]
+
+
+def answer(json_: bool, content: Any, lines: Iterable[str], last: str) -> None:
+    """Print what a command found: one JSON object for machines, else sentences, and where the files are."""
+    if json_:
+        sys.stdout.write(json.dumps(content) + "\n")
+        return
+    for line in [*lines, last]:
+        out.print(line)
 
 
 def names(text: str) -> list[str]:

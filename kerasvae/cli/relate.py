@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from kerasvae.cli.app import app
-from kerasvae.cli.options import JsonOption, RunArgument, names
-from kerasvae.terminal import bar, out
+from kerasvae.cli.options import JsonOption, RunArgument, answer, names
+from kerasvae.terminal import bar
 
 if TYPE_CHECKING:
     pass
@@ -54,12 +52,7 @@ def associate(
             seed=seed,
             progress=lambda done, total: show("permute", done, total),
         )
-    if json_:
-        sys.stdout.write(json.dumps([row.as_json() for row in found.rows]) + "\n")
-        return
-    for line in found.describe():
-        out.print(line)
-    out.print(f"Associations: {found.path}")
+    answer(json_, [row.as_json() for row in found.rows], found.describe(), f"Associations: {found.path}")
 
 
 @app.command()
@@ -96,12 +89,7 @@ def predict(
             out=out_,
             progress=lambda done, total: show("permute", done, total),
         )
-    if json_:
-        sys.stdout.write(json.dumps(found.figures) + "\n")
-        return
-    for line in found.describe():
-        out.print(line)
-    out.print(f"Predictions: {found.path}")
+    answer(json_, found.figures, found.describe(), f"Predictions: {found.path}")
 
 
 @app.command()
@@ -126,9 +114,4 @@ def harmonize(
         found = harmonize_run(
             load_run(run), site, names(keep), voxels=voxels, permutations=permutations, seed=seed, progress=show
         )
-    if json_:
-        sys.stdout.write(json.dumps(found.as_json()) + "\n")
-        return
-    for line in found.describe():
-        out.print(line)
-    out.print(f"Harmonised codes: {found.path}")
+    answer(json_, found.as_json(), found.describe(), f"Harmonised codes: {found.path}")

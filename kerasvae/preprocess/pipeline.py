@@ -100,6 +100,11 @@ class Pipeline(BaseModel):
         if not self.mask.any():
             raise VolumeError("mask", rule="hold at least one voxel", got="none", fix="Lower the mask rule's threshold")
 
+    @property
+    def inside(self) -> Mask:
+        """Voxels that count, shape `grid.shape`: those of the mask, all where there is none."""
+        return np.ones(self.grid.shape, bool) if self.mask is None else np.asarray(self.mask)
+
     def apply(self, image: Image, *, check: bool = True) -> Array:
         """The image as the encoder takes it.
 

@@ -67,7 +67,7 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
     model, recipe = run.model, run.recipe
     role = next(name for name in ("test", "validation", "train") if run.split.people(name))
     train, held_out = _Images.of(run, "train"), _Images.of(run, role)
-    inside = np.ones(model.data_shape, bool) if run.pipeline.mask is None else run.pipeline.mask
+    inside = run.pipeline.inside
     mean_image = train.volumes.mean(axis=0)
     fitted = _Images.of(run, "train", "validation") if role == "test" else train
     x, mean, people = held_out.volumes[:, inside], mean_image[inside], [scan.person for scan in held_out.scans]

@@ -24,7 +24,7 @@ from kerasvae.types import Array
 if TYPE_CHECKING:
     from kerasvae.models import VAE
 
-__all__ = ["Run", "load_run", "model_inputs", "write_json", "write_table"]
+__all__ = ["Run", "load_run", "model_inputs", "write_described", "write_json", "write_table"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ class Run:
             if row["role"] != "excluded"
         )
         return Cohort(scans, Path(self.source))
+
+    @cached_property
+    def named_scans(self) -> dict[tuple[str, str], Scan]:
+        """The scans that were used by person and session as tables name them: n/a where a person has no sessions."""
+        return {(scan.person, scan.session or "n/a"): scan for scan in self.cohort.scans}
 
     @property
     def source(self) -> str:
@@ -190,6 +195,20 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence
         writer.writeheader()
         for row in rows:
             writer.writerow({key: f"{value:.9g}" if isinstance(value, float) else value for key, value in row.items()})
+
+
+def write_described(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], **sections: Any) -> None:
+    """Write a table, and beside it a .json of its name, as BIDS has them, that says what its columns mean.
+
+    Args:
+        path: Of the table.
+        rows: Their cells; one that is None or NaN becomes n/a.
+        columns: Their names and meanings, in order.
+        sections: What else the .json holds, e.g. ``Settings``.
+    """
+    table = [{key: "n/a" if value is None or value != value else value for key, value in row.items()} for row in rows]
+    write_table(path, table, list(columns))
+    write_json(path.with_suffix(".json"), {name: {"Description": text} for name, text in columns.items()} | sections)
 
 
 FIXED_COLUMNS = ("participant_id", "session_id", "role", "reason", "path")

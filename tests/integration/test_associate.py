@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 
@@ -15,21 +14,10 @@ from kerasvae.analysis.latents import read_latents
 from kerasvae.cli import main
 from kerasvae.errors import RunError
 from tests.conftest import BLOB_RECIPE
+from tests.tables import read_rows, write_rows
 
 PEOPLE = 40
 ROLES = ["train"] * 20 + ["validation"] * 6 + ["calibration"] * 6 + ["test"] * 8
-
-
-def write(path, rows):
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0], delimiter="\t")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read(path):
-    with path.open() as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
 
 
 @pytest.fixture
@@ -55,8 +43,8 @@ def folder(tmp_path):
         score = "n/a" if person % 4 == 0 else f"{rng.normal():.3f}"
         scans.append(who | {"age": f"{age:.2f}", "sex": sex, "score": score, "reason": "", "path": "x.nii.gz"})
     scans.append(scans[0] | {"participant_id": "sub-99", "role": "excluded", "reason": "qc"})
-    write(run / "latents.tsv", latents)
-    write(run / "scans.tsv", scans)
+    write_rows(run / "latents.tsv", latents)
+    write_rows(run / "scans.tsv", scans)
     return run
 
 
@@ -71,7 +59,7 @@ def test_the_table_and_its_words(folder, monkeypatch, capsys):
     options = ("--variables", "age,sex,score", "--covariates", "sex", "--permutations", "999")
     assert command(monkeypatch, folder, *options) == 0
     said = capsys.readouterr().out
-    rows = read(folder / "associations.tsv")
+    rows = read_rows(folder / "associations.tsv")
     assert [(row["variable"], row["dimension"]) for row in rows] == [
         (name, dimension) for name in ("age", "sex", "score") for dimension in ("0", "1", "2", "joint")
     ]
@@ -105,11 +93,11 @@ def test_json(folder, monkeypatch, capsys):
 
 
 def test_visits_are_those_of_their_people(folder):
-    rows, codes = (read(folder / name) for name in ("scans.tsv", "latents.tsv"))
+    rows, codes = (read_rows(folder / name) for name in ("scans.tsv", "latents.tsv"))
     rows += [row | {"session_id": "2"} for row in rows[:8]]
     codes += [row | {"session_id": "2", "mean_0": "0.3"} for row in codes[:8]]
-    write(folder / "scans.tsv", rows)
-    write(folder / "latents.tsv", codes)
+    write_rows(folder / "scans.tsv", rows)
+    write_rows(folder / "latents.tsv", codes)
     found = associate_run(load_run(folder), ["age"], permutations=99)
     assert {(row.people, row.scans) for row in found.rows} == {(PEOPLE, PEOPLE + 8)}
     assert read_latents(load_run(folder)).codes[-1][0] == 0.3

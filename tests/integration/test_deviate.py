@@ -1,6 +1,5 @@
 """`kerasvae deviate` on a run of blobs: what it leaves, whom it finds, what it refuses."""
 
-import csv
 import json
 
 import nibabel
@@ -15,6 +14,7 @@ from kerasvae.cli import main
 from kerasvae.errors import ArgumentError, RunError
 from kerasvae.training.train import train
 from tests.conftest import BLOB_RECIPE, blob, blob_affine, make_blob_cohort, write_image
+from tests.tables import read_rows
 
 PEOPLE = 30
 ODD = 29
@@ -49,11 +49,6 @@ def labels(tmp_path_factory):
     return write_image(folder / "labels.nii.gz", image, blob_affine()), folder / "names.tsv"
 
 
-def table(path):
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
-
-
 def test_the_command_finds_who_is_odd_and_where(run, labels, monkeypatch, capsys):
     words = [
         "deviate",
@@ -74,7 +69,7 @@ def test_the_command_finds_who_is_odd_and_where(run, labels, monkeypatch, capsys
     assert "Nobody can be told at 0.05: that needs 19 calibration people." in said
 
     folder = run / "deviations"
-    rows = table(folder / "deviations.tsv")
+    rows = read_rows(folder / "deviations.tsv")
     assert list(rows[0]) == list(COLUMNS)
     assert [row["participant_id"] for row in rows] == [f"sub-{number}" for number in range(24, 30)]
     odd = rows[-1]
@@ -87,11 +82,11 @@ def test_the_command_finds_who_is_odd_and_where(run, labels, monkeypatch, capsys
     p, q = ([[float(row[f"{k}_{score}"]) for score in ("extent", "focus", "distance")] for row in rows] for k in "pq")
     np.testing.assert_allclose(np.ravel(q), false_discovery_control(np.ravel(p)), rtol=1e-6)
 
-    regions = table(folder / "regions.tsv")
+    regions = read_rows(folder / "regions.tsv")
     assert list(regions[0]) == list(REGIONS)
     assert [row["name"] for row in regions] == ["left", "right"] * 6
     assert all(0 <= float(row["centile"]) <= 100 for row in regions if row["centile"] != "n/a")
-    centiles = table(folder / "centiles.tsv")
+    centiles = read_rows(folder / "centiles.tsv")
     assert list(centiles[0]) == list(CENTILE_COLUMNS)
     assert {row["name"] for row in centiles} == {"left", "right"}
     assert (folder / "centiles.png").read_bytes().startswith(b"\x89PNG")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from dataclasses import fields, replace
@@ -21,6 +20,7 @@ from kerasvae.cli import main
 from kerasvae.errors import ModelError
 from kerasvae.training.train import train
 from tests.conftest import BLOB_RECIPE, blob_affine, make_blob_cohort
+from tests.tables import read_rows
 
 PEOPLE = 44
 RECIPE = BLOB_RECIPE.replace('{ kind = "zscore" }', '{ kind = "range", low = 0, high = 200, clip = false }').replace(
@@ -30,11 +30,6 @@ RECIPE = BLOB_RECIPE.replace('{ kind = "zscore" }', '{ kind = "range", low = 0, 
 
 def factors_of_people():
     return np.array([np.random.default_rng(person).standard_normal(4) for person in range(PEOPLE)])
-
-
-def read(path):
-    with path.open(encoding="utf-8") as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
 
 
 @pytest.fixture(scope="module")
@@ -167,11 +162,11 @@ def test_generate(run, folder, monkeypatch, capsys):
     said = capsys.readouterr()
     assert "Their images are" in said.out
     assert "Warning" not in said.err
-    people = read(out / "participants.tsv")
+    people = read_rows(out / "participants.tsv")
     assert [(row["participant_id"], row["age"], row["sex"]) for row in people] == [
         (f"sub-generated00{number}", "45", "F") for number in (1, 2, 3)
     ]
-    rows = read(out / "codes.tsv")
+    rows = read_rows(out / "codes.tsv")
     codes = np.array([[float(row[f"code_{index}"]) for index in range(4)] for row in rows])
     decoded = run.model.decode(codes)
     for row, expected in zip(rows, decoded, strict=True):
@@ -189,7 +184,7 @@ def test_generate(run, folder, monkeypatch, capsys):
     assert described["DatasetType"] == "derivative"
 
     assert command(monkeypatch, "generate", run.path, *options, "--noise", "--out", folder / "noise") == 0
-    assert [row["code_0"] for row in read(folder / "noise" / "codes.tsv")] == [row["code_0"] for row in rows]
+    assert [row["code_0"] for row in read_rows(folder / "noise" / "codes.tsv")] == [row["code_0"] for row in rows]
     name = f"{people[0]['participant_id']}/anat/{people[0]['participant_id']}_desc-generated_T1w.nii.gz"
     plain, noisy = (nibabel.load(each / name).get_fdata() for each in (out, folder / "noise"))
     inside = run.pipeline.mask
@@ -207,7 +202,7 @@ def test_age(run, folder, monkeypatch, capsys):
     assert "age 90 is outside" in said.err
     assert "what is made of it is extrapolated" in said.err
     assert "age 40: age" in said.out
-    rows = read(out / "counterfactuals.tsv")
+    rows = read_rows(out / "counterfactuals.tsv")
     assert [(row["desc"], row["age"]) for row in rows] == [(f"age{age}", age) for age in ("40", "60", "90")]
     described = json.loads((out / "counterfactuals.json").read_text())
     assert set(described) == set(rows[0]) - {"participant_id", "session_id", "age"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 
@@ -17,21 +16,10 @@ from kerasvae.data import Cohort
 from kerasvae.preprocess import fit_pipeline
 from kerasvae.training.run import write_json
 from tests.conftest import BLOB_RECIPE, blob, blob_affine, make_blob_cohort, write_image
+from tests.tables import read_rows, write_rows
 
 PEOPLE = 120
 ROLES = ["train", "validation", "train", "calibration", "test"] * 24
-
-
-def write(path, rows):
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0], delimiter="\t")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read(path):
-    with path.open() as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +44,8 @@ def made(tmp_path_factory):
                        | {f"stddev_{i}": "0.5" for i in range(3)} | {"elbo_nats": f"-{person}"})  # fmt: skip
         known = {"age": f"{age:.1f}", "sex": "MF"[person % 2], "site": site}
         scans.append(who | {"session_id": ""} | known | {"reason": "", "path": str(image)})
-    write(run / "latents.tsv", latents)
-    write(run / "scans.tsv", scans)
+    write_rows(run / "latents.tsv", latents)
+    write_rows(run / "scans.tsv", scans)
     (run / "latents.json").write_text(json.dumps({"mean_0": {"Description": "a code"}}))
     (run / "recipe.toml").write_text(BLOB_RECIPE)
     (run / "metrics.json").write_text(json.dumps({"latent_size": 3}))
@@ -110,7 +98,7 @@ def test_the_files_and_the_words(folder):
 def test_codes_and_their_spread(folder, monkeypatch, capsys):
     assert command(monkeypatch, folder, "--keep", "age", "--no-voxels", "--permutations", "99", "--json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads((folder / "harmonization.json").read_text())
-    before, after = read(folder / "latents.tsv"), read(folder / "latents_harmonized.tsv")
+    before, after = read_rows(folder / "latents.tsv"), read_rows(folder / "latents_harmonized.tsv")
     assert list(before[0]) == list(after[0])
     same = ("participant_id", "session_id", "role", "elbo_nats")
     assert [[row[name] for name in same] for row in before] == [[row[name] for name in same] for row in after]
@@ -120,7 +108,7 @@ def test_codes_and_their_spread(folder, monkeypatch, capsys):
     assert (settings["site"], settings["keep"], settings["sites"]) == ("site", {"age": "a unit more"}, ["A", "B"])
     # the sidecar harmonises further people, e.g. those that a bundle has encoded
     combat = ComBat.from_config({k: v for k, v in settings.items() if k not in ("site", "keep", "fitted_to")})
-    scans = read(folder / "scans.tsv")
+    scans = read_rows(folder / "scans.tsv")
     site, age = [row["site"] for row in scans], np.array([[float(row["age"])] for row in scans])
     codes, made = (np.array([[float(row[f"mean_{i}"]) for i in range(3)] for row in rows]) for rows in (before, after))
     np.testing.assert_allclose(made, combat.apply(codes, site, age), rtol=1e-6, atol=1e-7)
@@ -134,12 +122,12 @@ def test_codes_and_their_spread(folder, monkeypatch, capsys):
 
 
 def test_unknown_cells_are_left_out(folder):
-    scans = read(folder / "scans.tsv")
+    scans = read_rows(folder / "scans.tsv")
     scans[0]["site"], scans[3]["age"], scans[4]["sex"] = "n/a", "", ""
-    write(folder / "scans.tsv", scans)
+    write_rows(folder / "scans.tsv", scans)
     found = harmonize_run(load_run(folder), "site", ["age"], voxels=False, permutations=1)
     assert "2 scans without a site or without what is kept are left out" in found.describe()[0]
-    names = [row["participant_id"] for row in read(folder / "latents_harmonized.tsv")]
+    names = [row["participant_id"] for row in read_rows(folder / "latents_harmonized.tsv")]
     assert names == [f"sub-{person:02d}" for person in range(PEOPLE) if person not in (0, 3)]
 
 
@@ -159,9 +147,9 @@ def one_site(scans, site, rows):
     ],
 )
 def test_wrong_calls(folder, monkeypatch, capsys, change, options, words):
-    scans = read(folder / "scans.tsv")
+    scans = read_rows(folder / "scans.tsv")
     change(scans)
-    write(folder / "scans.tsv", scans)
+    write_rows(folder / "scans.tsv", scans)
     assert command(monkeypatch, folder, *options) == 2
     assert words in capsys.readouterr().err
     assert not (folder / "latents_harmonized.tsv").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 
@@ -16,22 +15,11 @@ from kerasvae.cli import main
 from kerasvae.preprocess import Pipeline, write_volume
 from kerasvae.types import Grid
 from tests.conftest import BLOB_RECIPE, blob_affine
+from tests.tables import read_rows, write_rows
 
 PEOPLE, SHAPE, D = 30, (7, 8, 6), 3
 ROLES = ["train"] * 16 + ["validation"] * 4 + ["calibration"] * 4 + ["test"] * 6
 MASK = np.random.default_rng(8).random(SHAPE) < 0.7
-
-
-def write(path, rows):
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0], delimiter="\t")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def table(path):
-    with path.open() as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
 
 
 def linear_vae(covariates=None):
@@ -86,8 +74,8 @@ def folder(tmp_path_factory):
         code = {f"mean_{i}": repr(float(each)) for i, each in enumerate(codes[-1])}
         latents.append(who | {"session_id": "n/a"} | code | {f"stddev_{i}": "0.5" for i in range(D)})
         scans.append(who | {"age": repr(float(age)), "sex": sex, "reason": "", "path": str(path)})
-    write(run / "latents.tsv", latents)
-    write(run / "scans.tsv", scans)
+    write_rows(run / "latents.tsv", latents)
+    write_rows(run / "scans.tsv", scans)
     return run, np.array(codes), weights, bias
 
 
@@ -125,7 +113,7 @@ def test_what_is_written_is_what_the_decoder_does(folder, monkeypatch, capsys, t
     centre = np.tensordot(codes.mean(axis=0), weights, 1) + bias
     np.testing.assert_allclose(walk[..., 3], centre * MASK, atol=1e-4)
     np.testing.assert_allclose(walk[..., 6], (centre + 3 * stddev[2] * weights[2]) * MASK, atol=1e-4)
-    rows = table(run / "scans.tsv")
+    rows = read_rows(run / "scans.tsv")
     age, male = np.array([float(row["age"]) for row in rows]), np.array([row["sex"] == "M" for row in rows])
     slopes = np.linalg.lstsq(np.c_[np.ones(PEOPLE), age, male], codes, rcond=None)[0]
     for name, slope in (("age", slopes[1]), ("sex-M", slopes[2])):
@@ -143,7 +131,7 @@ def test_what_is_written_is_what_the_decoder_does(folder, monkeypatch, capsys, t
     assert clear[~corner].sum() <= 1
     t, slope = (load(maps / f"age_{each}.nii.gz") for each in ("reconstructions_t", "slope"))
     np.testing.assert_array_equal(np.sign(t), np.sign(slope))
-    regions = {(row["map"], row["name"]): row for row in table(maps / "regions.tsv")}
+    regions = {(row["map"], row["name"]): row for row in read_rows(maps / "regions.tsv")}
     row, here = regions["age_slope", "left"], (labels == 1) & MASK
     assert float(row["mean"]) == pytest.approx(slope[here].mean(), rel=1e-5)
     assert float(row["low"]) < float(row["mean"]) < float(row["high"])

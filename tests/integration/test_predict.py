@@ -1,6 +1,5 @@
 """`kerasvae predict` and the axes of codes on trained runs, whose people's factors are known; and latents.tsv."""
 
-import csv
 import json
 import sys
 
@@ -16,6 +15,7 @@ from kerasvae.analysis.folds import pca_of
 from kerasvae.analysis.latents import read_latents
 from kerasvae.cli import main
 from tests.conftest import BLOB_RECIPE, make_blob_cohort
+from tests.tables import read_rows
 
 PEOPLE = 40
 FACTORS = np.array([np.random.default_rng(person).standard_normal(4) for person in range(PEOPLE)])
@@ -46,11 +46,6 @@ def command(monkeypatch, *arguments):
     return ended.value.code
 
 
-def read(path):
-    with path.open() as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
-
-
 def test_what_is_in_the_image_is_predicted_and_what_is_not_is_not(runs, monkeypatch, capsys, tmp_path):
     options = ("--variables", "left,front,noise", "--permutations", 19, "--out", tmp_path / "p.tsv", "--json")
     assert command(monkeypatch, "predict", *runs, *options) == 0
@@ -64,7 +59,7 @@ def test_what_is_in_the_image_is_predicted_and_what_is_not_is_not(runs, monkeypa
     assert abs(found["left"]["differences"]["latents - pca"]["r"]["value"]) < 0.05
     assert found["left"]["permutation"]["latents"]["p"] == 0.05 == found["front"]["permutation"]["latents"]["p"]
     assert found["noise"]["permutation"]["latents"]["p"] > 0.05
-    rows = read(tmp_path / "p.tsv")
+    rows = read_rows(tmp_path / "p.tsv")
     assert len(rows) == 3 * 2 * known
     assert {row["run"] for row in rows} == {"fold0-seed0", "fold1-seed0"}
     assert json.loads((tmp_path / "p.json").read_text())["Figures"] == found
@@ -76,7 +71,11 @@ def test_one_run_in_words(runs, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "20 people, r: latents 1.00 (1.00 to 1.00), covariates alone" in said
     assert "covariates and latents less covariates alone: " in said
-    assert {row["by"] for row in read(runs[0] / "predictions.tsv")} == {"latents", "covariates", "covariates_latents"}
+    assert {row["by"] for row in read_rows(runs[0] / "predictions.tsv")} == {
+        "latents",
+        "covariates",
+        "covariates_latents",
+    }
     assert command(monkeypatch, "predict", *runs, "--variables", "left") == 2
     assert "--out must name a table" in " ".join(capsys.readouterr().err.split())
 
@@ -98,7 +97,7 @@ def test_axes(runs, monkeypatch, capsys):
     matrix = np.array(described["Matrix"])
     assert described["Kind"] == "varimax"
     np.testing.assert_allclose(matrix.T @ matrix, np.eye(4), atol=1e-9)
-    row = read(runs[0] / "associations.tsv")[0]
+    row = read_rows(runs[0] / "associations.tsv")[0]
     latents = read_latents(load_run(runs[0]))
     slope = stats.linregress(FACTORS[[int(name[4:]) for name in latents.people], 0], latents.codes @ matrix[:, 0]).slope
     assert float(row["slope"]) == pytest.approx(slope, rel=1e-6)
@@ -112,7 +111,7 @@ def test_axes(runs, monkeypatch, capsys):
 
 def test_what_the_model_makes_of_each_scan(runs):
     run = load_run(runs[0])
-    rows = read(run.path / "latents.tsv")
+    rows = read_rows(run.path / "latents.tsv")
     images = run.store.load(run.cohort.scans)
     codes, made, mask = run.model.encode(images), run.model.reconstruct(images), run.pipeline.mask
     column = {name: np.array([float(row[name]) for row in rows]) for name in list(rows[0])[3:]}

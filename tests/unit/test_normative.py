@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from kerasvae.analysis.deviation.normative import calibrate, fit_expectation, left_out, normal_quantile
+from kerasvae.analysis.deviation.normative import calibrate, fit_expectation, left_out
 from kerasvae.errors import ArgumentError
-from kerasvae.scoring import moderated_variance
+from kerasvae.scoring import moderated_variance, normal_quantile
 
 VOXELS = 4000
 

@@ -20,6 +20,7 @@ from kerasvae.analysis.predictors import ADDED, BOTH, COVARIATES, Predictors
 from kerasvae.errors import ArgumentError, RunError
 from kerasvae.metrics.prediction import PENALTIES
 from tests.conftest import BLOB_RECIPE
+from tests.tables import write_rows
 
 PEOPLE, D = 60, 4
 RNG = np.random.default_rng(11)
@@ -30,13 +31,6 @@ SEX = np.where(TRUE[:, 1] + RNG.normal(0, 0.7, PEOPLE) > 0, "M", "F")
 GROUP = np.array(list("abc"))[np.digitize(TRUE[:, 2] + RNG.normal(0, 0.5, PEOPLE), [-0.5, 0.5])]
 FOLDS = 3
 PART = np.arange(PEOPLE) % FOLDS
-
-
-def write(path, rows):
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0], delimiter="\t")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def codes_of(fold, seed):
@@ -64,8 +58,8 @@ def run_of(folder, fold, seed=0, *, visits=(), columns=None, recipe=BLOB_RECIPE)
             )
             cells = {name: str(values[person]) for name, values in known.items()}
             scans.append(who | cells | {"reason": "", "path": "x"})
-    write(folder / "latents.tsv", latents)
-    write(folder / "scans.tsv", scans)
+    write_rows(folder / "latents.tsv", latents)
+    write_rows(folder / "scans.tsv", scans)
     return folder
 
 

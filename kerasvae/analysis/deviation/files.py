@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ import numpy as np
 from kerasvae.analysis.deviation.centiles import CENTILES
 from kerasvae.analysis.deviation.scores import Deviation
 from kerasvae.preprocess import Pipeline, write_image, write_volume
-from kerasvae.training.run import write_json, write_table
 from kerasvae.types import Mask
 
-__all__ = ["CENTILE_COLUMNS", "COLUMNS", "REGIONS", "worst", "write_described", "write_maps"]
+__all__ = ["CENTILE_COLUMNS", "COLUMNS", "REGIONS", "worst", "write_maps"]
 
 COLUMNS = {
     "participant_id": "whose",
@@ -75,13 +74,3 @@ def write_maps(folder: Path, name: str, one: Deviation, pipeline: Pipeline, insi
         write_volume(folder / f"{name}_{kind}.nii.gz", grid, pipeline.grid.matrix, space=pipeline.grid.space)
         if scan is not None:
             write_image(folder / "native" / f"{name}_{kind}.nii.gz", pipeline.invert(grid, scan))
-
-
-def write_described(
-    path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], about: Mapping[str, Any]
-) -> None:
-    """A table, and a .json of its name that explains its columns and holds the settings."""
-    cells = ({key: "n/a" if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()} for row in rows)
-    write_table(path, cells, list(columns))
-    described: dict[str, Any] = {name: {"Description": text} for name, text in columns.items()}
-    write_json(path.with_suffix(".json"), described | {"Settings": dict(about)})

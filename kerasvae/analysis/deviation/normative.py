@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kerasvae.errors import ArgumentError
-from kerasvae.scoring import moderated_variance
+from kerasvae.scoring import moderated_variance, normal_quantile
 
 __all__ = ["Calibration", "Expectation", "calibrate", "fit_expectation", "left_out"]
 
@@ -203,16 +203,6 @@ def left_out(values: ArrayLike) -> tuple[Numbers, float]:
         degrees -= 1
     t = away / np.sqrt(_positive(variance) * (1 + 1 / (n - 1)))
     return np.clip(t, -FURTHEST, FURTHEST), degrees
-
-
-def normal_quantile(t: ArrayLike, degrees: float) -> Numbers:
-    """Φ⁻¹(T(t)), T being Student's distribution function; far out without loss of digits."""
-    from kerasvae.scoring import deviation
-
-    values = np.asarray(t, np.float64)
-    flat = values.reshape(1, -1)
-    ones = np.ones(flat.shape[1])
-    return np.asarray(deviation(flat, np.zeros_like(flat), 0.0, ones, degrees), np.float64).reshape(values.shape)
 
 
 def _people(values: ArrayLike, least: int = 3) -> Numbers:

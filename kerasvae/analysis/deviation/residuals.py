@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from kerasvae.analysis.latents import Latents
 from kerasvae.analysis.maps.decoded import jacobian
 from kerasvae.analysis.maps.run import decoder_of
-from kerasvae.data import Scan
 from kerasvae.errors import RunError
 from kerasvae.training.run import Run, model_inputs
 from kerasvae.types import Mask
@@ -57,8 +56,7 @@ def residuals_of(
         uncertain: Whether `Residuals.open` is wanted.
         progress: Told how many scans of all are done.
     """
-    scans = {(scan.person, scan.session or "n/a"): scan for scan in run.cohort.scans}
-    chosen: list[Scan] = [scans[latents.people[row], latents.sessions[row]] for row in rows]
+    chosen = [run.named_scans[latents.people[row], latents.sessions[row]] for row in rows]
     images = np.empty((len(chosen), int(inside.sum())), np.float32)
     missed = np.empty_like(images)
     for start in range(0, len(chosen), FEW):

@@ -14,7 +14,7 @@ from scipy.stats import false_discovery_control
 
 from kerasvae.analysis.design import columns_of
 from kerasvae.analysis.deviation.centiles import CENTILES, LEAST, Chart, centile_figure, fit_chart
-from kerasvae.analysis.deviation.files import CENTILE_COLUMNS, COLUMNS, REGIONS, worst, write_described, write_maps
+from kerasvae.analysis.deviation.files import CENTILE_COLUMNS, COLUMNS, REGIONS, worst, write_maps
 from kerasvae.analysis.deviation.norm import Norm
 from kerasvae.analysis.deviation.residuals import residuals_of
 from kerasvae.analysis.deviation.scores import Deviation, region_means, told
@@ -23,7 +23,7 @@ from kerasvae.analysis.maps.figures import save_png
 from kerasvae.analysis.maps.regions import place_labels, read_label_names
 from kerasvae.conformal import fewest
 from kerasvae.errors import ArgumentError, RunError
-from kerasvae.training.run import Run
+from kerasvae.training.run import Run, write_described
 
 __all__ = ["Deviations", "deviate_run"]
 
@@ -120,7 +120,7 @@ def deviate_run(
         rule, fix = "have three calibration people or more", "Train with a larger split.calibration"
         raise RunError(run.path, rule=rule, got=f"{known} of them", fix=fix)
     pipeline = run.pipeline
-    inside = np.ones(pipeline.grid.shape, bool) if pipeline.mask is None else np.asarray(pipeline.mask)
+    inside = pipeline.inside
     regions = _Regions({}, {})
     if labels is not None:
         placed = place_labels(labels, pipeline)[inside]
@@ -143,7 +143,6 @@ def deviate_run(
         values = np.concatenate([found[stage].images for stage in ("learned", "calibration")])
         regions.fit(values, given[[*rows["learned"], *rows["calibration"]], 0])
     folder = Path(out) if out is not None else run.path / "deviations"
-    paths = {(scan.person, scan.session or "n/a"): scan.path for scan in run.cohort.scans}
     places = np.argwhere(inside)
     table: list[dict[str, Any]] = []
     of_regions: list[dict[str, Any]] = []
@@ -164,16 +163,16 @@ def deviate_run(
         of_regions += own
         if maps:
             name = who["participant_id"] + ("" if who["session_id"] == "n/a" else f"_{who['session_id']}")
-            scan = paths[who["participant_id"], who["session_id"]]
+            scan = run.named_scans[who["participant_id"], who["session_id"]].path
             write_maps(folder, name, one, pipeline, inside, scan if native else None)
         progress("deviations", done + 1, len(rows["judged"]))
     _add_q(table)
     about = {"covariates": list(covariates), "roles": list(roles), "calibration_people": known}
-    write_described(folder / "deviations.tsv", table, COLUMNS, about)
+    write_described(folder / "deviations.tsv", table, COLUMNS, Settings=about)
     if regions.voxels:
-        write_described(folder / "regions.tsv", of_regions, REGIONS, about)
+        write_described(folder / "regions.tsv", of_regions, REGIONS, Settings=about)
     if regions.charts:
-        write_described(folder / "centiles.tsv", regions.centiles(), CENTILE_COLUMNS, about)
+        write_described(folder / "centiles.tsv", regions.centiles(), CENTILE_COLUMNS, Settings=about)
         regions.draw(folder / "centiles.png", of_regions, given[rows["judged"], 0], terms[0].name)
     return Deviations(folder, table, known)
 

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kerasvae.analysis.deviation.focal import Bands
-from kerasvae.analysis.deviation.normative import calibrate, left_out, normal_quantile
+from kerasvae.analysis.deviation.normative import calibrate, left_out
 from kerasvae.conformal import conformal_p
+from kerasvae.scoring import normal_quantile
 
 __all__ = ["Deviation", "Judge", "region_means", "told"]
 

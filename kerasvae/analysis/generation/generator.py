@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,12 +88,6 @@ class Generator:
         known = [Term(term.name, term.levels, term.values[term.known]) for term in terms.values()]
         return cls(run, latents, given, tuple(Variable.of(term, 2) for term in known), told)
 
-    @cached_property
-    def inside(self) -> NDArray[np.bool_]:
-        """The mask, all voxels where there is none."""
-        mask = self.run.pipeline.mask
-        return np.ones(self.run.pipeline.grid.shape, bool) if mask is None else mask
-
     def numbers(self, table: Table) -> NDArray[np.float64]:
         """What moves codes, (n, v), of cells; all that is asked and told is checked.
 
@@ -139,7 +132,7 @@ class Generator:
             noise_seed: Of the likelihood's noise; None for none.
         """
         covariates = self._covariates(table, len(codes))
-        return self.run.model.decode(codes, covariates=covariates, noise_seed=noise_seed) * self.inside
+        return self.run.model.decode(codes, covariates=covariates, noise_seed=noise_seed) * self.run.pipeline.inside
 
     def encode(self, images: NDArray[Any], table: Table) -> NDArray[np.float64]:
         """The code that stands for each image, (n, d)."""

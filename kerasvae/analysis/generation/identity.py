@@ -67,7 +67,8 @@ def readers_of(generator: Generator, names: Iterable[str]) -> dict[str, Reader]:
     numbers = [variable for variable in generator.asked if variable.name in names and not variable.levels]
     if len(rows) < FEWEST or not numbers:
         return {}
-    images, table = generator.run.store.load(generator.scans(rows))[:, generator.inside], generator.table(rows)
+    images = generator.run.store.load(generator.scans(rows))[:, generator.run.pipeline.inside]
+    table = generator.table(rows)
     return {
         variable.name: Reader.fit(images, [variable.number(cell) for cell in table[variable.name]], rows)
         for variable in numbers
@@ -80,7 +81,7 @@ def read_of(
     """What is read from images, on average, and what would be of real people with these values."""
     found = {}
     for name, reader in readers.items():
-        found[f"reading_{name}"] = float(reader.read(images[:, generator.inside]).mean())
+        found[f"reading_{name}"] = float(reader.read(images[:, generator.run.pipeline.inside]).mean())
         found[f"expected_{name}"] = reader.expected(float(new[name]))
     return found
 
@@ -106,7 +107,7 @@ def nearest_to(generator: Generator, own: Changed, all_: Changed, judged: list[i
 
 def identified(generator: Generator, changed: Changed, images: NDArray[np.float32]) -> dict[str, float]:
     """How many stay themselves: by code, and by what is decoded, beside their images as they are."""
-    whitened, inside = generator.given.whitened, generator.inside
+    whitened, inside = generator.given.whitened, generator.run.pipeline.inside
     return {
         "identification": identification(whitened(changed.codes), whitened(changed.again)),
         "identification_image": identification(images[:, inside], changed.decoded[:, inside]),

@@ -124,4 +124,4 @@ def _real(generator: Generator, rows: list[int]) -> Numbers:
 
 def _scaled(generator: Generator, images: NDArray[Any]) -> Numbers:
     """Images cut to the mask, (n, v), such that their distances are root mean squared differences."""
-    return images[:, generator.inside] / np.sqrt(generator.inside.sum())
+    return images[:, generator.run.pipeline.inside] / np.sqrt(generator.run.pipeline.inside.sum())

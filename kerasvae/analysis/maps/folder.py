@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kerasvae.analysis.maps.regions import REGION_COLUMNS, summarise
 from kerasvae.preprocess import Pipeline, write_image, write_volume
-from kerasvae.training.run import write_json, write_table
+from kerasvae.training.run import write_described, write_json
 from kerasvae.types import Affine, Mask, Volume
 
 __all__ = ["MapFolder", "Traversal", "read_traversals"]
@@ -81,10 +81,7 @@ class MapFolder:
         if self.labels is None:
             return
         path = self.path / "regions.tsv"
-        rows = ({key: "n/a" if each is None else each for key, each in row.items()} for row in self.regions)
-        write_table(path, rows, list(REGION_COLUMNS))
-        described: dict[str, Any] = {name: {"Description": text} for name, text in REGION_COLUMNS.items()}
-        write_json(path.with_suffix(".json"), described | {"Settings": dict(self.about)})
+        write_described(path, self.regions, REGION_COLUMNS, Settings=dict(self.about))
         self.written.append(path)
 
 

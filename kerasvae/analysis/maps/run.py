@@ -110,7 +110,7 @@ def map_run(
     held = [latents.term(name) for name in dict.fromkeys(covariates)]
     contrasts = [contrast for term in asked for contrast in contrasts_of(term, held)]
     pipeline = run.pipeline
-    inside = np.ones(pipeline.grid.shape, bool) if pipeline.mask is None else np.asarray(pipeline.mask)
+    inside = pipeline.inside
     about = {"Roles": sorted(set(latents.roles)), "Seed": seed, "Command": command}
     folder = MapFolder(
         Path(out) if out is not None else run.path / "maps",
@@ -163,13 +163,12 @@ def decoder_of(run: Run, inside: Mask) -> Decode:
 
 def _values_of(run: Run, latents: Latents, inside: Mask, kind: str, progress: Progress) -> NDArray[np.float32]:
     """Images of all scans in the mask, or what the model reconstructs of them, (n, v)."""
-    scans = {(scan.person, scan.session or "n/a"): scan for scan in run.cohort.scans}
     found = np.empty((len(latents.people), int(inside.sum())), np.float32)
     names = list(zip(latents.people, latents.sessions, strict=True))
     for start in range(0, len(names), FEW):
         part = slice(start, min(start + FEW, len(names)))
         if kind == "images":
-            made = run.store.load([scans[name] for name in names[part]])
+            made = run.store.load([run.named_scans[name] for name in names[part]])
         else:
             model = run.model
             given = None

@@ -193,10 +193,8 @@ def _spaces(
 
 def _images(run: Run, rows: list[dict[str, str]], which: NDArray[np.int64]) -> NDArray[np.float64]:
     """Voxels in the mask of some scans, (n, v)."""
-    scans = {(scan.person, scan.session or "n/a"): scan for scan in run.cohort.scans}
-    wanted = [scans[rows[row]["participant_id"], rows[row]["session_id"]] for row in which.tolist()]
-    mask = run.pipeline.mask
-    inside = np.ones(run.pipeline.grid.shape, bool) if mask is None else mask
+    wanted = [run.named_scans[rows[row]["participant_id"], rows[row]["session_id"]] for row in which.tolist()]
+    inside = run.pipeline.inside
     return np.stack([run.store.volume(scan)[inside].astype(np.float64) for scan in wanted])
 
 
