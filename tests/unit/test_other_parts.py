@@ -16,9 +16,11 @@ from kerasvae.distributions.base import Likelihood, Output, Posterior
 from kerasvae.models import VAE
 from kerasvae.networks import dense_decoder, dense_encoder
 from kerasvae.objectives import ELBO, Commitment
+from kerasvae.preprocess import Pipeline
 from kerasvae.training.callbacks import Checkpoint
 from kerasvae.training.evaluate import evaluate
 from kerasvae.training.guard import CollapseGuard
+from kerasvae.types import Grid
 
 X = np.random.default_rng(2).standard_normal((9, 4, 3, 2)).astype("f4")
 SHAPE = X.shape[1:]
@@ -162,7 +164,7 @@ def fake_run(model, path):
         path=path,
         model=model,
         recipe=SimpleNamespace(model=SimpleNamespace(latent_size=3), training=SimpleNamespace(learned_from=("train",))),
-        pipeline=SimpleNamespace(mask=None, grid=SimpleNamespace(shape=SHAPE, matrix=np.eye(4))),
+        pipeline=Pipeline(grid=Grid.of(SHAPE, np.eye(4), "native")),
         split=SimpleNamespace(
             roles=roles, counts=lambda: counts, people=lambda role: [p for p in people if roles[p] == role]
         ),

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from kerasvae.analysis.generation.derivative import image_path, label_of, new_derivative, write_described
+from kerasvae.analysis.generation.derivative import image_path, label_of, new_derivative
 from kerasvae.analysis.generation.generator import LEARNED, Generator
 from kerasvae.analysis.generation.identity import (
     Changed,
@@ -37,11 +37,13 @@ from kerasvae.errors import ArgumentError, nearest
 from kerasvae.preprocess.nifti import as_volume, image_of, sform_code_of, write_volume
 from kerasvae.preprocess.orient import orientation_of
 from kerasvae.storage import atomic_path
-from kerasvae.training.run import Run, write_json
+from kerasvae.training.run import Run, write_described, write_json
 
 __all__ = ["Aged", "age_run"]
 
 MEANINGS = {
+    "participant_id": "the person",
+    "session_id": "of the scan that was changed; n/a where there is one alone",
     "desc": "label in the names of the images",
     "distance_own": "of the changed image's code to the person's own code, moved to the same values: Mahalanobis, by "
     "the covariance of codes given the values",
@@ -158,9 +160,11 @@ def age_run(
             "values": figures,
             "readers": {name: each.as_json() for name, each in readers.items()},
         }
-        write_described(folder / "counterfactuals.tsv", rows, MEANINGS | meanings_of(readers))
+        meanings = MEANINGS | dict.fromkeys(values, "as it was asked for") | meanings_of(readers)
+        write_described(folder / "counterfactuals.tsv", rows, {name: meanings[name] for name in rows[0]})
         of_person = {"participant_id": scan.person, **{name: cells[0] for name, cells in known.items()}}
-        write_described(folder / "participants.tsv", [of_person], {})
+        columns = {"participant_id": MEANINGS["participant_id"], **dict.fromkeys(known, "of the person as scanned")}
+        write_described(folder / "participants.tsv", [of_person], columns)
         write_json(folder / "identity.json", identity)
     return Aged(out, list(dict.fromkeys(warnings)), rows, identity)
 

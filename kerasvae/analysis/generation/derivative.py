@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kerasvae.errors import ArgumentError
 from kerasvae.storage import atomic_path, is_vacant
-from kerasvae.training.run import Run, write_json, write_table
+from kerasvae.training.run import Run, write_json
 
-__all__ = ["image_path", "label_of", "new_derivative", "write_described"]
+__all__ = ["image_path", "label_of", "new_derivative"]
 
 DESCRIPTION = "dataset_description.json"
 
@@ -70,16 +70,3 @@ def label_of(values: Mapping[str, str]) -> str:
     """
     text = "".join(f"{name}{value}" for name, value in values.items())
     return re.sub(r"[^A-Za-z0-9]", "", text.replace("-", "m").replace(".", "p"))
-
-
-def write_described(path: Path, rows: Sequence[Mapping[str, Any]], meanings: Mapping[str, str]) -> None:
-    """A table, and beside it a .json that explains its columns.
-
-    Args:
-        path: Ends in .tsv.
-        rows: One or more; their keys are the columns.
-        meanings: Of columns.
-    """
-    write_table(path, rows, list(rows[0]))
-    described = {name: {"Description": meanings[name]} for name in rows[0] if name in meanings}
-    write_json(path.with_suffix(".json"), described)

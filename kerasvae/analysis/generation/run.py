@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kerasvae.analysis.generation.derivative import image_path, new_derivative, write_described
+from kerasvae.analysis.generation.derivative import image_path, new_derivative
 from kerasvae.analysis.generation.generator import Generator
 from kerasvae.analysis.generation.memorisation import LEAST_HELD_OUT
 from kerasvae.analysis.generation.novelty import CODES, Check, novelty
 from kerasvae.errors import ArgumentError
 from kerasvae.preprocess.nifti import write_volume
-from kerasvae.training.run import Run, write_json
+from kerasvae.training.run import Run, write_described, write_json
 
 __all__ = ["Generated", "generate_run"]
 
@@ -87,8 +87,8 @@ def generate_run(
             path = image_path(folder, run, person, desc="generated")
             write_volume(path, image, grid.matrix, space=grid.space)
             progress(index + 1, count)
-        asked = dict.fromkeys(values, "as it was asked for")
-        write_described(folder / "participants.tsv", [{"participant_id": person, **values} for person in people], asked)
+        columns = {"participant_id": CODES["participant_id"], **dict.fromkeys(values, "as it was asked for")}
+        write_described(folder / "participants.tsv", [{"participant_id": each, **values} for each in people], columns)
         found, near = novelty(generator, codes, means, seed=for_check)
         if found is None:
             warnings.append(
@@ -99,6 +99,7 @@ def generate_run(
             {"participant_id": person, **near[index], **{f"code_{i}": float(z) for i, z in enumerate(code)}}
             for index, (person, code) in enumerate(zip(people, codes, strict=True))
         ]
-        write_described(folder / "codes.tsv", table_of, CODES)
+        dimensions = {f"code_{i}": f"code, dimension {i}" for i in range(codes.shape[1])}
+        write_described(folder / "codes.tsv", table_of, CODES | dimensions)
         write_json(folder / "memorisation.json", None if found is None else found.as_json())
     return Generated(out, count, warnings, found)
