@@ -70,8 +70,7 @@ def agreement_of(runs: Sequence[Path], *, axes: Sequence[Kind] = (), permutation
         if not codes.scans or not np.isfinite(codes.means).all():
             raise RunError(run, rule="hold a finished run with codes", got="no latents.tsv", fix="Train it to its end")
         first = {person: row for row, (person, _) in reversed(list(enumerate(codes.scans)))}
-        whose = [person for person, _ in codes.scans]
-        turned.append({kind: rotation_of(Run(run), whose, codes.roles, codes.means, kind) for kind in axes})
+        turned.append({kind: rotation_of(Run(run), codes.scans, codes.roles, codes.means, kind) for kind in axes})
         tables.append({person: codes.means[row] for person, row in first.items()})
         tested.append({person for person, row in first.items() if codes.roles[row] == "test"})
     common = sorted(set.intersection(*map(set, tables)))

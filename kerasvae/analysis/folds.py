@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasvae.analysis.design import Term, columns_of
-from kerasvae.analysis.latents import Latents, read_latents, volumes_of
+from kerasvae.analysis.latents import Latents, read_latents, scans_of
 from kerasvae.errors import ArgumentError, RunError
 from kerasvae.training.peer import pca_codes_beside
 from kerasvae.training.run import Run, model_inputs
@@ -106,13 +106,14 @@ def pca_of(run: Run, latents: Latents) -> Numbers:
 
     Args:
         run: Its volumes, mask and roles are used.
-        latents: Its scans, in their order.
+        latents: Of its scans.
     """
-    volumes = volumes_of(run, latents.people)
+    scans = scans_of(run, latents.scans)
+    volumes = run.store.load(scans)
     # TensorFlow is needed only where the model takes covariates
     coding, inputs = (None, {"image": volumes})
     if run.recipe.model.condition:
-        coding, inputs = run.model.coding, model_inputs(run.model, run.cohort.scans, volumes)
+        coding, inputs = run.model.coding, model_inputs(run.model, scans, volumes)
     learned = np.isin(latents.roles, ("train", "validation"))
     fit = {name: values[learned] for name, values in inputs.items()}
     return pca_codes_beside(coding, latents.codes.shape[1], fit, inputs, run.pipeline.inside)

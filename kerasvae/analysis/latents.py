@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from kerasvae.analysis.contents import read_codes, read_json
 from kerasvae.analysis.design import Term, term_of
-from kerasvae.data import ROLES
+from kerasvae.data import ROLES, Scan
 from kerasvae.errors import ArgumentError, RunError, nearest
 from kerasvae.training.run import FIXED_COLUMNS, Run
-from kerasvae.types import Array
 
-__all__ = ["Latents", "asked_latents", "read_latents", "refuse_told", "volumes_of"]
+__all__ = ["Latents", "asked_latents", "read_latents", "refuse_told", "scans_of"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,11 @@ class Latents:
     stddev: NDArray[np.float64] | None
     columns: dict[str, tuple[str, ...]]
     sessions: tuple[str, ...]
+
+    @property
+    def scans(self) -> list[tuple[str, str]]:
+        """(n): person and session of each, by which `scans_of` finds them."""
+        return list(zip(self.people, self.sessions, strict=True))
 
     def term(self, name: str) -> Term:
         """A column as a variable of a linear model.
@@ -145,18 +149,20 @@ def refuse_told(
         raise ArgumentError("--variables", rule=rule, got=f"{model.target} of all", fix=fix)
 
 
-def volumes_of(run: Run, people: Sequence[str], rows: Sequence[int] | NDArray[np.intp] | None = None) -> Array:
-    """Preprocessed volumes of the scans in latents.tsv, (n, x, y, z).
+def scans_of(run: Run, names: Sequence[tuple[str, str]], rows: Iterable[int] | None = None) -> list[Scan]:
+    """The scans of a run that go by some names.
 
     Args:
-        run: Their run.
-        people: Whose they are, in the order of latents.tsv.
-        rows: Which of them; None: all.
+        run: Theirs.
+        names: Person and session of each, as in latents.tsv.
+        rows: Which of the names; None: all.
 
     Raises:
-        RunError: If the scans of the run are in another order.
+        RunError: If the run has no such scan.
     """
-    scans = run.cohort.scans
-    if [scan.person for scan in scans] != list(people):
-        raise RunError(run.path, rule="have latents in the order of scans.tsv", got="another", fix="Evaluate it again")
-    return run.store.load([scans[row] for row in (range(len(scans)) if rows is None else rows)])
+    known, wanted = run.named_scans, names if rows is None else [names[row] for row in rows]
+    if missing := [name for name in wanted if name not in known]:
+        got = f"{' '.join(missing[0])} in latents.tsv alone"
+        rule = "have the same scans in latents.tsv and scans.tsv"
+        raise RunError(run.path, rule=rule, got=got, fix="Evaluate it again")
+    return [known[name] for name in wanted]

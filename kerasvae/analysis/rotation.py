@@ -32,7 +32,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kerasvae.analysis.latents import Latents, volumes_of
+from kerasvae.analysis.latents import Latents, scans_of
 from kerasvae.errors import ArgumentError
 from kerasvae.training.run import Run
 
@@ -80,19 +80,21 @@ def rotated(run: Run, latents: Latents, kind: Kind) -> tuple[Latents, Rotation]:
         latents: Of all its scans.
         kind: Of axes.
     """
-    rotation = rotation_of(run, latents.people, latents.roles, latents.codes, kind)
+    rotation = rotation_of(run, latents.scans, latents.roles, latents.codes, kind)
     stddev = None if latents.stddev is None else rotation.of_stddev(latents.stddev)
     return replace(latents, codes=rotation.of_codes(latents.codes), stddev=stddev), rotation
 
 
-def rotation_of(run: Run, people: Sequence[str], roles: Sequence[str], codes: Numbers, kind: Kind) -> Rotation:
+def rotation_of(
+    run: Run, scans: Sequence[tuple[str, str]], roles: Sequence[str], codes: Numbers, kind: Kind
+) -> Rotation:
     """Axes that are fitted to a run's training people.
 
     They are in the order of the variance of codes along them; the largest entry of each is positive.
 
     Args:
         run: Of varimax its images are read, in the mask.
-        people: Of each scan, in the run's order, (n,).
+        scans: Person and session of each, (n,).
         roles: Of each scan, (n,).
         codes: (n, d).
         kind: Of axes; "none": those of the training.
@@ -107,8 +109,7 @@ def rotation_of(run: Run, people: Sequence[str], roles: Sequence[str], codes: Nu
     rows = np.flatnonzero(np.array(roles) == "train")
     matrix = principal_axes(codes[rows])
     if kind == "varimax":
-        volumes = volumes_of(run, people, rows)
-        voxels = volumes.reshape(len(rows), -1) if run.pipeline.mask is None else volumes[:, run.pipeline.mask]
+        voxels = run.store.load(scans_of(run, scans, rows))[:, run.pipeline.inside]
         away = codes[rows] - codes[rows].mean(axis=0)
         matrix = matrix @ varimax(voxels.T.astype(np.float64) @ (away @ matrix) / len(rows))
         matrix = matrix[:, np.argsort(-(away @ matrix).var(axis=0), kind="stable")]

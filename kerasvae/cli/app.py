@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 
@@ -26,6 +28,22 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="From a folder of brain images to a deployable encoder that you can trust.",
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"kerasvae {importlib.metadata.version('kerasvae')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _of_all(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of no command in particular."""
+
 
 EXTRAS = {
     "train": (

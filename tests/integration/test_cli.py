@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, exit status, one sentence for a mistake, JSON where a machine reads."""
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -8,14 +9,12 @@ import sys
 import time
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from kerasvae.cli import app
 from kerasvae_export.verify import CHECKS
 from tests.conftest import BLOB_RECIPE, make_blob_cohort
-
-COMMANDS = (
-    "simulate", "train", "cross-validate", "evaluate", "report", "stability", "export", "sign", "verify", "deploy",
-    "encode", "demo",
-)  # fmt: skip
 
 
 def kerasvae(*arguments, cwd=None):
@@ -86,11 +85,16 @@ def test_verify_fails_with_status_1_on_a_damaged_bundle(job):
     assert "FAILED  files: MODEL_CARD.md was changed" in done.stdout
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", list(typer.main.get_command(app).commands))
 def test_help_has_an_example(command):
-    done = kerasvae(command, "--help")
-    assert done.returncode == 0
+    done = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    assert done.exit_code == 0
     assert f"kerasvae {command}" in done.stdout.split("Example:")[1]
+
+
+def test_help_and_version():
+    assert kerasvae("encode", "--help").returncode == 0
+    assert kerasvae("--version").stdout == f"kerasvae {importlib.metadata.version('kerasvae')}\n"
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,15 @@ from kerasvae.analysis.rotation import principal_axes, rotated, rotation_of, var
 from kerasvae.cli import app
 from kerasvae.errors import ArgumentError, RunError
 from kerasvae.metrics import match_axes
+from kerasvae.preprocess import Pipeline
+from kerasvae.types import Grid
 
 RNG = np.random.default_rng(8)
 PEOPLE, D, SHAPE = 90, 4, (6, 5, 4)
 ROLES = ("train",) * 60 + ("test",) * 30
 NAMES = tuple(f"sub-{i:02d}" for i in range(PEOPLE))
 SESSIONS = ("n/a",) * PEOPLE
+SCANS = tuple(zip(NAMES, SESSIONS, strict=True))
 TURN = stats.ortho_group.rvs(D, random_state=2)
 MASK = RNG.random(SHAPE) < 0.8
 FACTORS = RNG.standard_normal((PEOPLE, D)) * [2.0, 1.5, 1.2, 1.0]
@@ -34,10 +37,10 @@ IMAGES = (FACTORS[:, PLACES] + 0.1 * RNG.standard_normal((PEOPLE, *SHAPE))).asty
 
 def run_of(images=IMAGES, mask=MASK, people=NAMES):
     """What of a run is read for varimax."""
-    scans = [SimpleNamespace(person=person, row=row) for row, person in enumerate(people)]
-    store = SimpleNamespace(load=lambda some: np.stack([images[scan.row] for scan in some]))
-    cohort, pipeline = SimpleNamespace(scans=tuple(scans)), SimpleNamespace(mask=mask)
-    return SimpleNamespace(path="run", cohort=cohort, store=store, pipeline=pipeline)
+    rows = {(person, "n/a"): row for row, person in enumerate(people)}
+    store = SimpleNamespace(load=lambda some: np.stack([images[row] for row in some]))
+    pipeline = Pipeline(grid=Grid.of(SHAPE, np.eye(4), "native"), mask=mask)
+    return SimpleNamespace(path="run", named_scans=rows, store=store, pipeline=pipeline)
 
 
 def criterion(loadings):
@@ -77,7 +80,7 @@ def test_varimax_of_many_is_statsmodels():
 
 def test_varimax_finds_axes_that_go_with_few_voxels():
     run = run_of()
-    found = rotation_of(run, NAMES, ROLES, FACTORS @ TURN, "varimax")
+    found = rotation_of(run, SCANS, ROLES, FACTORS @ TURN, "varimax")
     np.testing.assert_allclose(found.matrix.T @ found.matrix, np.eye(D), atol=1e-12)
     r = np.corrcoef(found.of_codes(FACTORS @ TURN).T, FACTORS.T)[:D, D:]
     np.testing.assert_allclose(abs(r), np.eye(D), atol=0.3)  # factors are not quite uncorrelated
@@ -88,7 +91,7 @@ def test_varimax_finds_axes_that_go_with_few_voxels():
 @pytest.mark.parametrize("kind", ["principal", "varimax"])
 def test_axes_do_not_depend_on_those_of_the_training(kind):
     run = run_of(mask=None)
-    codes = [rotation_of(run, NAMES, ROLES, z, kind).of_codes(z) for z in (FACTORS, FACTORS @ TURN)]
+    codes = [rotation_of(run, SCANS, ROLES, z, kind).of_codes(z) for z in (FACTORS, FACTORS @ TURN)]
     sign = np.sign((codes[0] * codes[1]).sum(axis=0))
     np.testing.assert_allclose(codes[0], codes[1] * sign, atol=1e-5)
 
@@ -97,9 +100,9 @@ def test_axes_do_not_depend_on_those_of_the_training(kind):
 def test_only_training_people_choose_them(kind):
     other_codes, other_images = FACTORS.copy(), IMAGES.copy()
     other_codes[60:], other_images[60:] = 100 * RNG.standard_normal((30, D)), np.nan
-    first = rotation_of(run_of(), NAMES, ROLES, FACTORS, kind)
+    first = rotation_of(run_of(), SCANS, ROLES, FACTORS, kind)
     np.testing.assert_array_equal(
-        rotation_of(run_of(other_images), NAMES, ROLES, other_codes, kind).matrix, first.matrix
+        rotation_of(run_of(other_images), SCANS, ROLES, other_codes, kind).matrix, first.matrix
     )
 
 
@@ -119,9 +122,14 @@ def test_what_posteriors_leave_open_turns_with_the_codes():
 
 def test_axes_that_cannot_be():
     with pytest.raises(ArgumentError, match="The axes must be none, principal, varimax, but received 'oblimin'"):
-        rotation_of(run_of(), NAMES, ROLES, FACTORS, "oblimin")
-    with pytest.raises(RunError, match="in the order of"):
-        rotation_of(run_of(people=NAMES[::-1]), NAMES, ROLES, FACTORS, "varimax")
+        rotation_of(run_of(), SCANS, ROLES, FACTORS, "oblimin")
+    with pytest.raises(RunError, match=r"received sub-00 n/a in latents\.tsv alone"):
+        rotation_of(run_of(people=("sub-xx", *NAMES[1:])), SCANS, ROLES, FACTORS, "varimax")
+
+
+def test_images_are_found_by_name():
+    other_order = rotation_of(run_of(IMAGES[::-1], people=NAMES[::-1]), SCANS, ROLES, FACTORS, "varimax")
+    np.testing.assert_array_equal(other_order.matrix, rotation_of(run_of(), SCANS, ROLES, FACTORS, "varimax").matrix)
 
 
 def test_axes_are_matched_as_by_trying_all():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasvae.analysis.latents import Latents
+from kerasvae.analysis.latents import Latents, scans_of
 from kerasvae.analysis.maps.decoded import jacobian
 from kerasvae.analysis.maps.run import decoder_of
 from kerasvae.errors import RunError
@@ -56,7 +56,7 @@ def residuals_of(
         uncertain: Whether `Residuals.open` is wanted.
         progress: Told how many scans of all are done.
     """
-    chosen = [run.named_scans[latents.people[row], latents.sessions[row]] for row in rows]
+    chosen = scans_of(run, latents.scans, rows)
     images = np.empty((len(chosen), int(inside.sum())), np.float32)
     missed = np.empty_like(images)
     for start in range(0, len(chosen), FEW):

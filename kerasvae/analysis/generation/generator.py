@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kerasvae.analysis.design import Term
 from kerasvae.analysis.generation.conditional_codes import ConditionalCodes, Variable
-from kerasvae.analysis.latents import Latents, read_latents
+from kerasvae.analysis.latents import Latents, read_latents, scans_of
 from kerasvae.analysis.permutation import permute
 from kerasvae.covariates import MISSING
 from kerasvae.data import Scan
@@ -157,8 +157,7 @@ class Generator:
 
     def scans(self, rows: Sequence[int]) -> list[Scan]:
         """The scans of rows of `latents`."""
-        order = self.run.cohort.scans
-        return [order[row] for row in rows]
+        return scans_of(self.run, self.latents.scans, rows)
 
     def _covariates(self, table: Table, count: int | None) -> NDArray[np.float32] | None:
         covariates = self.run.model.covariates
