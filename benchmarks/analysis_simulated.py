@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from analysis_folds import PLAIN
 from numpy.typing import NDArray
 from rows import Row, as_row
 from scipy import stats
@@ -89,19 +90,21 @@ class Study:
 
 
 def simulated_rows(work: Path) -> list[Row]:
-    """Make the cohort and the model unless they are there, and judge.
+    """Make the cohort and the models unless they are there, and judge the shipped recipe; then a plain linear start.
 
     Args:
         work: Where they are kept.
     """
-    study = _study(work)
-    return [*_driver_rows(study), *_map_rows(study, work), *_stage_rows(study), *_site_rows(study)]
+    study, plain = _study(work), _study(work, plain=True)
+    rows = [*_driver_rows(study), *_map_rows(study, work), *_stage_rows(study), *_site_rows(study)]
+    again = [*_driver_rows(plain), *_map_rows(plain, work), *_stage_rows(plain), *_site_rows(plain)]
+    return [*rows, *(row | {"name": f"plain linear start: {row['name']}"} for row in again)]
 
 
-def _study(work: Path) -> Study:
+def _study(work: Path, *, plain: bool = False) -> Study:
     table = make_cohort(work / "cohort")
-    recipe = kerasvae.load_recipe(RECIPE, [*ROLES, f"training.epochs={EPOCHS}"])
-    run = kerasvae.train(recipe, table, work / "run", resume=True)
+    recipe = kerasvae.load_recipe(RECIPE, [*ROLES, f"training.epochs={EPOCHS}", *(PLAIN if plain else ())])
+    run = kerasvae.train(recipe, table, work / ("plain" if plain else "run"), resume=True)
     latents, inside = read_latents(run), np.asarray(run.pipeline.mask)
     scans = {scan.person: scan for scan in run.cohort.scans}
     images = run.store.load([scans[person] for person in latents.people])[:, inside]
