@@ -86,7 +86,7 @@ def null_rows() -> list[Row]:
     ]
     for words, draw, left_out in naive:
         values = [_tested(draw, seed, **left_out).p[0] <= LEVEL for seed in range(REPETITIONS)]
-        rows.append(as_row(f"{words}: one dimension", float(np.mean(values)), "rate", None, None, None, None))
+        rows.append(as_row(f"{words}: one dimension", float(np.mean(values)), "rate"))
     return [*rows, *_false_discoveries()]
 
 
@@ -147,7 +147,7 @@ def _false_discoveries() -> list[Row]:
     name = f"false discoveries at q ≤ 0.05, 4 of 20 dimensions true (standard error {error:.4f})"
     return [
         as_row(name, rate, "share", None, LEVEL + 2 * error, None, rate <= LEVEL + 2 * error),
-        as_row("true ones found", float(np.mean(power)), "share", None, None, None, None),
+        as_row("true ones found", float(np.mean(power)), "share"),
     ]
 
 

@@ -322,7 +322,7 @@ def _lesions(held: list[Held]) -> list[Row]:
         outside = sum(not spot.any() for fold in held for spot in fold.places[cm3])
         aside = f"chance {chance:.5f}; {outside} beyond the mask are left out"
         words = f"lesions of {cm3} cm³: average precision of voxels ({aside})"
-        rows.append(as_row(words, means["ours"], "AUPRC", peers, None, None, None))
+        rows.append(as_row(words, means["ours"], "AUPRC", peers))
     return rows
 
 

@@ -57,7 +57,7 @@ def _beside(folds: list[Fold], sample: Sample, name: str, figure: str, least: fl
     ours, theirs = (told[source].figures(observed)[figure][0] for source in told)
     drawn = [told[source].figures(observed, weights)[figure] for source in told]
     low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
-    row = as_row(f"{name}: {figure}, {n} people", float(ours), figure, f"PCA: {theirs:.3f}", None, None, None)
+    row = as_row(f"{name}: {figure}, {n} people", float(ours), figure, f"PCA: {theirs:.3f}")
     words = f"{name}: {figure} − PCA's, lower end of 95 % (mean {ours - theirs:+.3f}, upper end {high:+.3f})"
     ok = None if least is None else bool(low > least)
     return [row, as_row(words, float(low), figure, "PCA", least, 0.0 if least is not None else None, ok)]

@@ -198,7 +198,7 @@ def _map_rows(study: Study, work: Path) -> list[Row]:
         best = {kind: _dice(_spanned(found, truth[study.inside]), core) for kind, found in maps.items()}
         rows[-1]["peer"] += f"; the truth in as many dimensions: {best['ours']:.3f}, PCA's {best['PCA']:.3f}"
         title = f"map of {driver}: r with the truth over the mask's {len(core)} voxels"
-        rows.append(as_row(title, alike["ours"], "r", f"PCA: {alike['PCA']:.3f}", None, None, None))
+        rows.append(as_row(title, alike["ours"], "r", f"PCA: {alike['PCA']:.3f}"))
         if driver == "stage":
             naive = _map(study, "ours", driver, [])
             differences = np.array([_dice(each, core) for each in _drawn(naive)]) - drawn["ours"]

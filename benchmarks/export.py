@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 from peer import THREADS, rate
+from rows import Row, as_row
 
 from kerasvae import VAE, Pipeline, fit_pipeline
 from kerasvae.data import Cohort
@@ -47,7 +48,6 @@ EPOCHS = 20
 LEARNING, REFERENCE = 100, 40
 PRECISIONS = ("float16", "int8")
 PACKAGES = ("kerasvae", "tensorflow", "keras", "onnx", "onnxruntime", "numpy")
-Row = dict[str, Any]
 
 
 def run(folder: Path, *, work: Path, epochs: int = EPOCHS) -> list[Row]:
@@ -59,14 +59,6 @@ def run(folder: Path, *, work: Path, epochs: int = EPOCHS) -> list[Row]:
     rows += [_first_answer(bundle, source.scan), _caught(bundle, source)]
     versions = {name: version(name) for name in PACKAGES} | _versions(peers)
     return [row | {"versions": versions} for row in rows]
-
-
-def _row(name: str, value: Any, unit: str, peer: str | None = None, at_least: Any = None, aim: Any = None) -> Row:
-    return {"name": name, "value": value, "unit": unit, "peer": peer, "at_least": at_least, "aim": aim, "ok": None}
-
-
-def _judged(row: Row, ok: bool) -> Row:
-    return row | {"ok": bool(ok)}
 
 
 # --- what is measured --------------------------------------------------------------------------------
@@ -147,16 +139,16 @@ def _ratios(rounds: dict[str, list[float]]) -> list[Row]:
         ("decoder", "channels_last", "PyTorch channels-last", 1.0, 2.0),
     ):
         value = ratio(f"ours {part} float32", f"torch {part} {layout}")
-        row = _row(f"{part} in ONNX Runtime, against {words}", value, "ratio", words, least, aim)
-        rows.append(_judged(row, value >= least))
+        name = f"{part} in ONNX Runtime, against {words}"
+        rows.append(as_row(name, value, "ratio", words, least, aim, value >= least))
     for name, each in rounds.items():
-        rows.append(_row(f"speed: {name}", statistics.median(each), "volumes/s"))
+        rows.append(as_row(f"speed: {name}", statistics.median(each), "volumes/s"))
     few = [("ours", bits) for bits in PRECISIONS] + [("vino", "bfloat16")]
     for engine, bits in few:
         for part in ("encoder", "decoder"):
             words = {"ours": "ONNX Runtime", "vino": "OpenVINO"}[engine]
             value = ratio(f"{engine} {part} {bits}", f"{engine} {part} float32")
-            rows.append(_row(f"{part} {bits} in {words}", value, "ratio", f"float32 in {words}", None, 2.0))
+            rows.append(as_row(f"{part} {bits} in {words}", value, "ratio", f"float32 in {words}", None, 2.0))
     return rows
 
 
@@ -174,7 +166,7 @@ def _openvino_correlations(path: str) -> list[Row]:
         pairs = zip(found["mean_bfloat16"].T, found["mean_float32"].T, strict=True)
         least = min(float(np.corrcoef(a, b)[0, 1]) for a, b in pairs)
     name = f"latents in bfloat16 (OpenVINO), least correlation of a dimension over {BATCH} people"
-    return [_row(name, least, "r", "float32", None, 0.999)]
+    return [as_row(name, least, "r", "float32", None, 0.999)]
 
 
 def _few_bits(bundle: Path) -> list[Row]:
@@ -183,7 +175,7 @@ def _few_bits(bundle: Path) -> list[Row]:
     for bits, promised in manifest.reduced.items():
         least = min(promised.latent_correlation)
         name = f"latents in {bits}, least correlation of a dimension over {promised.people} people"
-        rows.append(_judged(_row(name, least, "r", "float32", 0.99, 0.999), least >= 0.99))
+        rows.append(as_row(name, least, "r", "float32", 0.99, 0.999, least >= 0.99))
     return rows
 
 
@@ -205,8 +197,8 @@ def _files(paths: list[Path]) -> list[Row]:
         grid = Grid.of((11, 11, 11), affine, "there")
         there = Pipeline(grid=grid, intensity={"kind": "range", "clip": False})
         worst, count = max(worst, _difference(there, tf.function(preprocess(there)), path)), count + 1
-    row = _row(f"encode_nifti's preprocessing of {count} files, largest difference of a voxel", worst, "of the range")
-    return [_judged(row | {"peer": "the shared pipeline", "at_least": 1e-3, "aim": 1e-5}, worst <= 1e-3)]
+    name = f"encode_nifti's preprocessing of {count} files, largest difference of a voxel"
+    return [as_row(name, worst, "of the range", "the shared pipeline", 1e-3, 1e-5, worst <= 1e-3)]
 
 
 def _difference(pipeline: Pipeline, function: Any, path: Path) -> float:
@@ -224,8 +216,8 @@ def _first_answer(bundle: Path, scan: Path) -> Row:
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         times.append(time.perf_counter() - begun)
     value = statistics.median(times)
-    row = _row("bundle opens and answers its first scan, start of the process included", value, "s", None, 2.0, 0.7)
-    return _judged(row, value <= 2.0)
+    name = "bundle opens and answers its first scan, start of the process included"
+    return as_row(name, value, "s", None, 2.0, 0.7, value <= 2.0)
 
 
 def _caught(bundle: Path, source: Source) -> Row:
@@ -238,7 +230,7 @@ def _caught(bundle: Path, source: Source) -> Row:
                 missed.append(name)
     name = "broken bundles caught by verify, by the very checks meant for them"
     name += f" (missed: {', '.join(missed)})" if missed else ""
-    return _judged(_row(name, len(BREAKS) - len(missed), "bundles", None, len(BREAKS)), not missed)
+    return as_row(name, len(BREAKS) - len(missed), "bundles", None, len(BREAKS), None, not missed)
 
 
 # --- peers -------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rows import Row, as_row
 from scipy.optimize import minimize_scalar
 from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeCV
@@ -52,7 +53,7 @@ Errors = dict[str, NDArray[np.float64]]
 
 def run(
     folder: Path, *, work: Path, epochs: int | None = None, seeds: int = SEEDS, only: str | None = None
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Train what is not there yet and judge it; the rows of the benchmark.
 
     Args:
@@ -64,7 +65,7 @@ def run(
     """
     if only not in (None, *RECIPES, TEXTBOOK):
         raise ValueError(f"--only must be one of {', '.join((*RECIPES, TEXTBOOK))}; got {only!r}")
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for name, recipe in RECIPES.items():
         settings = [] if epochs is None else [f"training.epochs={epochs}"]
         if only in (None, name):
@@ -249,7 +250,7 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-def _rows(name: str, by_seed: list[Errors]) -> list[dict[str, Any]]:
+def _rows(name: str, by_seed: list[Errors]) -> list[Row]:
     """The rows; people's figures are means over seeds."""
     if any((each["people"] != by_seed[0]["people"]).any() for each in by_seed):
         raise RuntimeError("seeds must have the same people in the same folds; remove the work folder")
@@ -258,8 +259,7 @@ def _rows(name: str, by_seed: list[Errors]) -> list[dict[str, Any]]:
 
     def row(what: str, value: Any, unit: str, peer: str | None = None, at_least: Any = None, aim: Any = None) -> None:
         ok = None if at_least is None else bool(value >= at_least)
-        made = {"name": f"{name}: {what}", "value": value, "unit": unit, "peer": peer}
-        rows.append(made | {"at_least": at_least, "aim": aim, "ok": ok})
+        rows.append(as_row(f"{name}: {what}", value, unit, peer, at_least, aim, ok))
 
     least = LEAST[name]
     scale = people["error_mean"].mean()
@@ -313,7 +313,7 @@ def _rows(name: str, by_seed: list[Errors]) -> list[dict[str, Any]]:
     return rows
 
 
-def _textbook_rows(folder: Path, work: Path, name: str, recipe: str) -> list[dict[str, Any]]:
+def _textbook_rows(folder: Path, work: Path, name: str, recipe: str) -> list[Row]:
     """What CollapseGuard says of the textbook's recipe and where remedies lead, on validation people of one fold."""
     rows = []
     for action in ("warn", "remedy"):
@@ -336,21 +336,11 @@ def _textbook_rows(folder: Path, work: Path, name: str, recipe: str) -> list[dic
         else:
             what, value = "textbook's recipe with remedy: epochs in the trap", len(trapped)
         ok = bool(trapped) and (action == "warn" or free)
-        rows.append(
-            {
-                "name": f"{name}: {what}; at the end {figures}",
-                "value": value,
-                "unit": "epochs",
-                "peer": None,
-                "at_least": None,
-                "aim": None,
-                "ok": ok,
-            }
-        )
+        rows.append(as_row(f"{name}: {what}; at the end {figures}", value, "epochs", ok=ok))
     return rows
 
 
-def _age_rows(name: str, people: Errors) -> list[dict[str, Any]]:
+def _age_rows(name: str, people: Errors) -> list[Row]:
     """Correlation of age with what ridge regression reads from codes, beside PCA's scores."""
     age = people["age"]
     ours, pca = (float(np.corrcoef(age, people[f"age_{key}"])[0, 1]) for key in ("ours", "pca"))
@@ -360,23 +350,8 @@ def _age_rows(name: str, people: Errors) -> list[dict[str, Any]]:
         differences.append(both[0] - both[1])
     low = float(np.quantile(differences, 0.025))
     errors = [float(np.abs(age - people[f"age_{key}"]).mean()) for key in ("ours", "pca")]
+    words = f"{name}: age from latents, r − r(PCA), lower end of 95 % (r {ours:.3f})"
     return [
-        {
-            "name": f"{name}: age from latents, r − r(PCA), lower end of 95 % (r {ours:.3f})",
-            "value": low,
-            "unit": "r",
-            "peer": f"PCA: r {pca:.3f}",
-            "at_least": -0.05,
-            "aim": 0.0,
-            "ok": low > -0.05,
-        },
-        {
-            "name": f"{name}: age from latents, mean absolute error",
-            "value": errors[0],
-            "unit": "years",
-            "peer": f"PCA: {errors[1]:.2f}",
-            "at_least": None,
-            "aim": None,
-            "ok": None,
-        },
+        as_row(words, low, "r", f"PCA: r {pca:.3f}", -0.05, 0.0, low > -0.05),
+        as_row(f"{name}: age from latents, mean absolute error", errors[0], "years", f"PCA: {errors[1]:.2f}"),
     ]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mean_trap import NO_MEAN, PACKAGES, Errors, explained, interval, people_of
+from rows import Row, as_row
 
 RECIPE = "t1-4mm"
 FOLDS, SEEDS = 2, 2
@@ -37,7 +37,7 @@ VARIANTS: dict[str, list[str]] = {
 """What is changed, in words, to the settings that change it."""
 
 
-def run(folder: Path, *, work: Path, seeds: int = SEEDS) -> list[dict[str, Any]]:
+def run(folder: Path, *, work: Path, seeds: int = SEEDS) -> list[Row]:
     """Train what is not there yet; one row for each variant."""
     versions = {package: version(package) for package in PACKAGES}
 
@@ -59,6 +59,5 @@ def run(folder: Path, *, work: Path, seeds: int = SEEDS) -> list[dict[str, Any]]
     return rows
 
 
-def _row(name: str, value: float, peer: str, versions: dict[str, str]) -> dict[str, Any]:
-    made = {"name": name, "value": value, "unit": "explained variance", "peer": peer}
-    return made | {"at_least": None, "aim": None, "ok": None, "versions": versions}
+def _row(name: str, value: float, peer: str, versions: dict[str, str]) -> Row:
+    return as_row(name, value, "explained variance", peer) | {"versions": versions}

@@ -29,6 +29,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from rows import Row, as_row
 from scipy.special import logsumexp
 
 import kerasvae
@@ -73,7 +74,7 @@ EVALUATION_SEED = 1_000_000
 CHECKED_IMAGES = 50
 
 
-def run(folder: Path, *, epochs: int | None = None) -> list[dict[str, Any]]:
+def run(folder: Path, *, epochs: int | None = None) -> list[Row]:
     """Train, or go on training, and evaluate; the rows of the benchmark.
 
     Args:
@@ -128,10 +129,9 @@ def run(folder: Path, *, epochs: int | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def row(name: str, value: float, *, unit: str = "nats", **judged: Any) -> dict[str, Any]:
+def row(name: str, value: float, *, unit: str = "nats", **judged: Any) -> Row:
     """One row; what is only reported has no peer and is not judged."""
-    blank = {"peer": None, "at_least": None, "aim": None, "ok": None}
-    return {"name": name, "value": value, "unit": unit, **blank, **judged, "versions": versions()}
+    return as_row(name, value, unit, **judged) | {"versions": versions()}
 
 
 def versions() -> dict[str, str]:

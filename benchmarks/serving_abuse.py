@@ -22,13 +22,13 @@ import httpx
 import nibabel
 import numpy as np
 from load import answer
+from rows import Row, as_row
 
 from kerasvae_serving import Engine
 
 WORKERS, QUEUE = 2, 32
 BOMB = 400 * 2**20
 SOON = 5.0
-Row = dict[str, Any]
 
 
 def abuse_rows(bundle: Path, image: np.ndarray) -> list[Row]:
@@ -74,13 +74,9 @@ def abuse_rows(bundle: Path, image: np.ndarray) -> list[Row]:
     for each in wrong:
         print(each, flush=True)
     return [
-        _row(f"largest memory under abuse (at rest {first:.0f} MB)", most, "MB", 400, most < 400),
-        _row("answers that were wrong or did not come under abuse", len(wrong), "answers", 0, not wrong),
+        as_row(f"largest memory under abuse (at rest {first:.0f} MB)", most, "MB", None, 400, None, most < 400),
+        as_row("answers that were wrong or did not come under abuse", len(wrong), "answers", None, 0, None, not wrong),
     ]
-
-
-def _row(name: str, value: float, unit: str, at_least: float, ok: bool) -> Row:
-    return {"name": name, "value": value, "unit": unit, "peer": None, "at_least": at_least, "aim": None, "ok": ok}
 
 
 def _bombs(client: httpx.Client, port: int, image: np.ndarray, expected: Any) -> list[str]:

