@@ -20,7 +20,7 @@ from kerasvae.errors import ArgumentError, nearest
 
 __all__ = ["MISSING", "Covariate", "Covariates"]
 
-MISSING = frozenset({"", "n/a", "na", "nan", "none", "<na>", "nat"})
+MISSING = frozenset({"", "n/a", "na", "nan", "<na>", "nat"})
 """Cells of a table, in lower case, that mean "not known" (BIDS writes n/a, pandas <NA> and NaT)."""
 FEWEST = 5
 """Scans of a level that there must be to learn from: of fewer, a model gives away what they look like."""

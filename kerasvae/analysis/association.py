@@ -274,7 +274,7 @@ def _of_variable(
     seed: int,
     progress: Callable[[int, int], None],
 ) -> list[Association]:
-    known, x, z, _ = model_of(variable, covariates)
+    known, x, z, *_ = model_of(variable, covariates)
     codes, people = codes[known], people[known]
     n_people, d, k = len(set(people.tolist())), codes.shape[1], x.shape[1]
     blocks = people if n_people < len(people) else None

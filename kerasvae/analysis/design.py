@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from kerasvae.covariates import MISSING
 from kerasvae.errors import ArgumentError
 
-__all__ = ["Model", "Term", "columns_of", "model_of", "term_of"]
+__all__ = ["Model", "Term", "column_of", "columns_of", "model_of", "term_of"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,17 @@ class Term:
         return " or ".join(f"{level} against {self.levels[0]}" for level in self.levels[1:]) or "a unit more"
 
 
-def term_of(name: str, cells: Sequence[str]) -> Term:
+def column_of(name: str) -> tuple[str, bool]:
+    """The column that a name asks for, and whether as a category: C(site), as in the formulas of statsmodels.
+
+    >>> column_of("C(site)")
+    ('site', True)
+    """
+    asked = re.fullmatch(r"C\((.+)\)", name.strip())
+    return (asked[1].strip(), True) if asked else (name, False)
+
+
+def term_of(name: str, cells: Sequence[str], *, category: bool = False) -> Term:
     """A variable of its cells: a number where each that is known is one, else a category.
 
     >>> term_of("sex", ["M", "F", "n/a"]).values.ravel().tolist()
@@ -50,6 +61,7 @@ def term_of(name: str, cells: Sequence[str]) -> Term:
     Args:
         name: Of the column.
         cells: One a row, as text.
+        category: Whether numbers are names of groups.
 
     Raises:
         ArgumentError: If it does not vary, or is a category with a level for nearly each row.
@@ -62,10 +74,10 @@ def term_of(name: str, cells: Sequence[str]) -> Term:
         raise ArgumentError(name, rule="have two values or more", got=got, fix="Name another column")
     numbers = [_number(text) for text in known]
     values = np.full((len(texts), 1), np.nan)
-    if None not in numbers:
+    if None not in numbers and not category:
         values[~unknown, 0] = numbers
         return Term(name, (), values)
-    levels = tuple(sorted(set(known)))
+    levels = tuple(sorted(set(known), key=lambda text: (_number(text) is None, _number(text) or 0.0, text)))
     if len(levels) > max(2, len(known) // 3):
         rule = "be numbers, or categories of three rows or more each on average"
         raise ArgumentError(
@@ -89,12 +101,19 @@ class Model(NamedTuple):
         variable: (m, k): without levels that none of them has.
         covariates: (m, c).
         levels: Of the k columns; an empty text of a number.
+        reference: The level that these are compared with: the first that one of the scans has.
     """
 
     known: NDArray[np.bool_]
     variable: NDArray[np.float64]
     covariates: NDArray[np.float64]
     levels: tuple[str, ...]
+    reference: str = ""
+
+    @property
+    def meaning(self) -> str:
+        """What slopes are those of."""
+        return " or ".join(f"{level} against {self.reference}" for level in self.levels if level) or "a unit more"
 
 
 def model_of(variable: Term, covariates: Sequence[Term]) -> Model:
@@ -105,13 +124,16 @@ def model_of(variable: Term, covariates: Sequence[Term]) -> Model:
     """
     known = np.logical_and.reduce([term.known for term in (variable, *covariates)])
     x, z = variable.values[known], columns_of(covariates, len(known))[known]
-    kept = np.ptp(x, axis=0) > 0 if len(x) else np.zeros(x.shape[1], bool)
-    if len(x) < 3 or not kept.any():
+    levels: tuple[str, ...] = ("", "")
+    if variable.levels:  # the first of all may be that of none of these
+        every = np.c_[1 - x.sum(axis=1), x]
+        there = np.flatnonzero(every.any(axis=0))
+        levels, x = tuple(variable.levels[place] for place in there), every[:, there[1:]]
+    if len(x) < 3 or not np.ptp(x, axis=0).any():
         names = ", ".join(term.name for term in (variable, *covariates))
         got = f"{len(x)} with {names} known" if len(x) < 3 else "one value among those with all known"
         raise ArgumentError(variable.name, rule="vary between three scans or more", got=got, fix="Name fewer columns")
-    levels = tuple(level for level, here in zip(variable.levels[1:] or ("",), kept, strict=True) if here)
-    return Model(known, x[:, kept], z, levels)
+    return Model(known, x, z, levels[1:], levels[0])
 
 
 def _number(text: str) -> float | None:

@@ -131,7 +131,8 @@ def sample_of(folds: Sequence[Fold], variable: str, covariates: Sequence[str]) -
         ArgumentError: If a column is missing or unfit, or nobody who is tested is left.
     """
     latents = folds[0].latents
-    asked, held = latents.term(variable), [latents.term(name) for name in covariates if name != variable]
+    asked = latents.term(variable)
+    held = [term for term in map(latents.term, covariates) if term.name != asked.name]
     known = np.logical_and.reduce([term.known for term in (asked, *held)])
     everyone = np.array(latents.people)
     target = _whole(asked)[known]

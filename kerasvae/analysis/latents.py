@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kerasvae.analysis.contents import read_codes, read_json
-from kerasvae.analysis.design import Term, term_of
+from kerasvae.analysis.design import Term, column_of, term_of
 from kerasvae.data import ROLES, Scan
 from kerasvae.errors import ArgumentError, RunError, nearest
 from kerasvae.training.run import FIXED_COLUMNS, Run
@@ -28,6 +28,7 @@ class Latents:
         stddev: (n, d): the posterior's standard deviation; None where it has none.
         columns: What is known about each, by name: n cells each, as in the cohort's table.
         sessions: (n,): of which visit; n/a where there is but one.
+        categories: Columns whose numbers are names of groups.
     """
 
     people: tuple[str, ...]
@@ -36,6 +37,7 @@ class Latents:
     stddev: NDArray[np.float64] | None
     columns: dict[str, tuple[str, ...]]
     sessions: tuple[str, ...]
+    categories: frozenset[str] = frozenset()
 
     @property
     def scans(self) -> list[tuple[str, str]]:
@@ -43,17 +45,18 @@ class Latents:
         return list(zip(self.people, self.sessions, strict=True))
 
     def term(self, name: str) -> Term:
-        """A column as a variable of a linear model.
+        """A column as a variable of a linear model; C(site): as a category, though its cells be numbers.
 
         Raises:
             ArgumentError: If there is no such column, or see `term_of`.
         """
+        name, category = column_of(name)
         if name not in self.columns:
             close = nearest(name, self.columns)
             fix = f"Did you mean {close}?" if close else "Correct it, or add it to the cohort's table and train again"
             rule = f"be a column of the cohort: {', '.join(self.columns) or 'it has none'}"
             raise ArgumentError("A variable", rule=rule, got=repr(name)[:60], fix=fix)
-        return term_of(name, self.columns[name])
+        return term_of(name, self.columns[name], category=category or name in self.categories)
 
     def of(self, roles: Sequence[str]) -> Latents:
         """Those of people with some roles.
@@ -74,6 +77,7 @@ class Latents:
             None if self.stddev is None else self.stddev[rows],
             {name: tuple(cells[row] for row in rows) for name, cells in self.columns.items()},
             tuple(self.sessions[row] for row in rows),
+            self.categories,
         )
 
 
@@ -102,6 +106,7 @@ def read_latents(run: Run) -> Latents:
         codes.stddev,
         {name: tuple(row[name] for row in rows) for name in names},
         tuple(session for _, session in codes.scans),
+        frozenset(run.recipe.model.categorical),
     )
 
 
@@ -140,7 +145,7 @@ def refuse_told(
     Raises:
         ArgumentError: If a variable is given to the encoder beside the image, or was learned from these people.
     """
-    model = run.recipe.model
+    model, variables = run.recipe.model, [column_of(name)[0] for name in variables]
     if given := [name for name in variables if name in model.condition]:
         rule = "be no column that the model is given beside the image"
         raise ArgumentError("--variables", rule=rule, got=given[0], fix="Train a model without it to ask this")

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasvae.analysis.design import column_of
 from kerasvae.analysis.folds import Fold, Sample, read_folds, sample_of
 from kerasvae.analysis.latents import refuse_told
 from kerasvae.analysis.predictors import ADDED, BOTH, COVARIATES, Predictors, Told
@@ -120,7 +121,7 @@ def predict_runs(
     path = runs[0].path / "predictions.tsv" if out is None else Path(out)
     folds = read_folds(runs, pca=pca)
     asked = list(dict.fromkeys(variables))
-    samples = {name: sample_of(folds, name, covariates) for name in asked}
+    samples = {column_of(name)[0]: sample_of(folds, name, covariates) for name in asked}
     tests = {name: ["latents", *([ADDED] if sample.covariates.shape[1] else [])] for name, sample in samples.items()}
     total, done = permutations * sum(map(len, tests.values())), 0
     rows: list[dict[str, Any]] = []

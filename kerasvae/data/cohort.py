@@ -377,7 +377,7 @@ def _read_table(path: Path, key: str, *others: str) -> list[dict[str, str]]:
 
 
 def _cell(value: object) -> str:
-    text = str(value).strip()
+    text = "" if value is None else str(value).strip()
     return "" if text.lower() in MISSING else text
 
 

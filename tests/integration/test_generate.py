@@ -285,6 +285,17 @@ def test_without_held_out_people_nothing_is_claimed(generator):
     assert [row["distance"] for row in rows] == [0, 0]
 
 
+def test_held_out_people_of_an_unknown_group_are_left_out(run, generator):
+    known = generator.known(("test",))
+    columns = dict(generator.latents.columns)
+    columns["sex"] = tuple("X" if row == known[0] else cell for row, cell in enumerate(columns["sex"]))
+    other = replace(generator, latents=replace(generator.latents, columns=columns))
+    assert other.known(("test",)) == known[1:]
+    codes = generator.given.sample(generator.numbers({"age": ["50"], "sex": ["F"]}), 2, 0)[:, 0]
+    found, _ = novelty(other, codes, generator.decode(codes, {}))
+    assert len(found.codes.held_out) == len(generator.known(("calibration", "test"))) - 1
+
+
 def test_codes_without_a_mean_are_refused(run, monkeypatch):
     monkeypatch.setattr(type(run.model.posterior), "kind", "power_spherical")
     with pytest.raises(ModelError, match="points of a sphere"):

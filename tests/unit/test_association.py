@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from scipy import stats
 
 from kerasvae.analysis.association import associate, fisher_interval, posterior_variance
-from kerasvae.analysis.design import term_of
+from kerasvae.analysis.design import column_of, model_of, term_of
+from kerasvae.analysis.latents import Latents
+from kerasvae.analysis.maps.slopes import contrasts_of
 from kerasvae.analysis.permutation import orthonormal, permute
 from kerasvae.errors import ArgumentError
 
@@ -175,3 +179,48 @@ def test_columns():
     assert category.values[:6].tolist()[:5] == [[1, 0], [0, 0], [0, 1], [1, 0], [0, 0]]
     assert not category.known[5]
     assert category.meaning == "HH against Guys or IOP against Guys"
+
+
+def test_numbers_that_are_names_of_groups():
+    """Codes and age are higher at site 2 of three, as no line through 1, 2, 3 can say."""
+    assert column_of("C( site )") == ("site", True)
+    assert column_of("site") == ("site", False)
+    rng = np.random.default_rng(3)
+    site = rng.integers(3, size=150)
+    shift = 2.0 * (site == 1)
+    codes, age = rng.normal(size=(150, 1)) + shift[:, None], 50 + shift + rng.normal(size=150)
+    cells = {"age": tuple(map(str, age)), "site": tuple(str(each + 9) for each in site)}
+    names = tuple(map(str, range(150)))
+    latents = Latents(names, ("test",) * 150, codes, None, cells, ("n/a",) * 150)
+    asked = latents.term("age")
+    category = latents.term("C(site)")
+    assert category.levels == ("9", "10", "11")
+    for given, low, high in ((latents.term("site"), 0, 0.01), (category, 0.05, 1)):
+        (row, _) = associate(codes, names, [asked], [given], permutations=199)
+        assert low <= row.p <= high
+    known = replace(latents, categories=frozenset({"site"})).of(["test"])
+    assert known.term("site").levels == category.levels
+    with pytest.raises(ArgumentError, match="must be a column of the cohort: age, site, but received 'sight'"):
+        latents.term("C(sight)")
+
+
+def test_levels_are_those_of_the_people_who_are_known():
+    """Of the first level, A, the covariate is not known: B is what C is compared with."""
+    rng = np.random.default_rng(4)
+    group, y = np.array(list("ABC") * 20), rng.normal(size=(60, 2))
+    y[group == "C"] += 1.5
+    age = np.where(group == "A", "n/a", [f"{each:.6f}" for each in rng.normal(50, 9, 60)])
+    terms = [term_of("group", group.tolist()), term_of("age", age.tolist())]
+    model = model_of(terms[0], terms[1:])
+    assert (model.levels, model.reference) == (("C",), "B")
+    assert model.meaning == "C against B"
+    row, *_ = associate(y, [str(i) for i in range(60)], terms[:1], terms[1:], permutations=199)
+    two = group != "A"
+    fit = sm.OLS(y[two, 0], np.c_[np.ones(40), age[two].astype(float), group[two] == "C"]).fit()
+    assert row.slope == pytest.approx(fit.params[-1])
+    assert row.statistic == pytest.approx(fit.tvalues[-1])
+    assert contrasts_of(terms[0], terms[1:])[0].meaning == "C against B"
+
+
+def test_none_is_a_level():
+    assert term_of("drug", ["none", "ssri", "n/a", "ssri"] * 3).levels == ("none", "ssri")

@@ -67,6 +67,19 @@ def test_what_the_posterior_leaves_open_widens():
     np.testing.assert_allclose(wide * np.sqrt(1 + 3 / growth), found.standardise(row, age[:1]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("constant", [0.1, 1e6 / 3, np.nan])
+def test_of_a_covariate_that_does_not_vary_nothing_is_learned(constant):
+    learned, age, _ = people(60, 7, slope=1.0)
+    both = np.c_[age, np.full(60, constant)]
+    found, alone = fit_expectation(learned, both), fit_expectation(learned, age)
+    np.testing.assert_allclose(found.slopes[0], alone.slopes[0], rtol=1e-9)
+    np.testing.assert_array_equal(found.slopes[1], 0)
+    assert found.growth[1] == 0
+    np.testing.assert_allclose(
+        found.standardise(learned, np.c_[age, np.full(60, 7.0)]), alone.standardise(learned, age), rtol=1e-6
+    )
+
+
 def test_without_covariates_it_is_a_standard_deviation():
     rng = np.random.default_rng(0)
     residual = rng.standard_normal((30, 50)) * np.linspace(1, 9, 50)

@@ -137,7 +137,8 @@ def fit_expectation(residual: ArrayLike, covariates: ArrayLike) -> Expectation:
     center = np.where(counted.any(axis=0), np.nansum(given, axis=0) / np.maximum(counted.sum(axis=0), 1), 0.0)
     away = np.nan_to_num(given - center, nan=0.0)
     unit = np.sqrt(np.square(away).sum(axis=0) / np.maximum(counted.sum(axis=0), 1))
-    unit = np.where(unit > 0, unit, 1.0)
+    same = unit <= 1e-9 * np.maximum(1.0, np.abs(center))  # of a covariate that does not vary nothing is learned
+    away, unit = np.where(same, 0.0, away), np.where(same, 1.0, unit)
     full = np.c_[np.ones(len(r)), away / unit]
     inverse = np.linalg.pinv(full)
     degrees = len(r) - np.linalg.matrix_rank(full)
@@ -145,7 +146,7 @@ def fit_expectation(residual: ArrayLike, covariates: ArrayLike) -> Expectation:
     own = np.square(inverse).sum(axis=1)[1:]  # variance of a slope, in that of the values
     variance = moderated_variance(np.square(r - full @ found).sum(axis=0) / degrees, float(degrees))[0]
     least = max(SMALLEST * float(variance.mean()), np.finfo(np.float64).tiny)
-    t2 = np.square(found[1:]) / (own[:, None] * np.maximum(variance, least))
+    t2 = np.square(found[1:]) / np.maximum(own[:, None] * np.maximum(variance, least), np.finfo(np.float64).tiny)
     slopes = found[1:] * _shares(t2.mean(axis=1), degrees)[:, None]
     rest = r - found[0] - full[:, 1:] @ slopes
     variance = np.maximum(moderated_variance(np.square(rest).sum(axis=0) / degrees, float(degrees))[0], least)

@@ -60,7 +60,7 @@ class Deviations:
         for score in SCORES:
             found = [row for row in self.rows if row[f"q_{score}"] <= 2 * LEVEL]
             names = ", ".join(dict.fromkeys(row["participant_id"] for row in found))
-            alone = sum(row[f"p_{score}"] <= LEVEL for row in self.rows)
+            alone = sum(p <= LEVEL for p in _of_people(self.rows, score))
             lines.append(
                 f"{score}: p at most {LEVEL} of {alone}; at a false discovery rate of 0.1: {names or 'nobody'}."
             )
@@ -179,15 +179,20 @@ def deviate_run(
 
 def _add_q(table: Sequence[dict[str, Any]]) -> None:
     """q of each score, over all people and scores together; of several visits the least p times their number counts."""
-    people = list(dict.fromkeys(row["participant_id"] for row in table))
-    visits = {person: [row for row in table if row["participant_id"] == person] for person in people}
-    p = np.array(
-        [[min(1.0, len(own) * min(row[f"p_{score}"] for row in own)) for score in SCORES] for own in visits.values()]
-    )
+    p = np.array([_of_people(table, score) for score in SCORES])
     q = false_discovery_control(p.ravel()).reshape(p.shape)
-    for own, of_person in zip(visits.values(), q, strict=True):
-        for row in own:
-            row |= {f"q_{score}": float(value) for score, value in zip(SCORES, of_person, strict=True)}
+    place = {person: index for index, person in enumerate(dict.fromkeys(row["participant_id"] for row in table))}
+    for row in table:
+        own = q[:, place[row["participant_id"]]]
+        row |= {f"q_{score}": float(value) for score, value in zip(SCORES, own, strict=True)}
+
+
+def _of_people(table: Sequence[dict[str, Any]], score: str) -> list[float]:
+    """p of each person, in the order of their first scans: of several scans the least, times their number."""
+    scans: dict[str, list[float]] = {}
+    for row in table:
+        scans.setdefault(row["participant_id"], []).append(row[f"p_{score}"])
+    return [min(1.0, len(each) * min(each)) for each in scans.values()]
 
 
 @dataclass

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from kerasvae.analysis.design import column_of
 from kerasvae.analysis.generation.derivative import image_path, label_of, new_derivative
 from kerasvae.analysis.generation.generator import LEARNED, Generator
 from kerasvae.analysis.generation.identity import (
@@ -132,6 +133,7 @@ def age_run(
         out, name="Counterfactual brains: changed by a model", command="age", settings=settings | {"knots": knots}
     ) as folder:
         generator = Generator.of(run, [*values, *covariates], knots=knots)
+        values = {column_of(name)[0]: cells for name, cells in values.items()}
         wanted = [dict(zip(values, each, strict=True)) for each in product(*map(dict.fromkeys, values.values()))]
         known = {name: [scan.covariates[name]] for name in generator.latents.columns}
         warnings: list[str] = []

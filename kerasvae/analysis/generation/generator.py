@@ -72,7 +72,7 @@ class Generator:
 
         latents = read_latents(run)
         learned = latents.of(LEARNED)
-        terms = {name: learned.term(name) for name in dict.fromkeys(names)}
+        terms = {term.name: term for term in map(learned.term, names)}
         model = run.model
         if model.posterior.kind in NOT_EUCLIDEAN:
             raise ModelError(
@@ -142,14 +142,22 @@ class Generator:
         return np.asarray(model.posterior.center(model.encode(inputs)), np.float64)
 
     def known(self, roles: Sequence[str]) -> list[int]:
-        """Rows of `latents`: of each person with one of the roles the first scan with all values known."""
-        names = {*(variable.name for variable in self.asked), *self.told}
+        """Rows of `latents`: of each person with one of the roles the first scan all whose values are some we know."""
         first: dict[str, int] = {}
         for row, (person, role) in enumerate(zip(self.latents.people, self.latents.roles, strict=True)):
-            cells = [self.latents.columns[name][row].strip().casefold() for name in names]
-            if role in roles and not MISSING.intersection(cells):
-                first.setdefault(person, row)
+            if role in roles and person not in first and self._knows(row):
+                first[person] = row
         return list(first.values())
+
+    def _knows(self, row: int) -> bool:
+        """Whether all is known that is asked and told, and nothing is a level that nobody learned from has."""
+        if any(self.latents.columns[name][row].strip().casefold() in MISSING for name in self.told):
+            return False
+        try:
+            self.numbers(self.table([row]))
+        except ArgumentError:
+            return False
+        return True
 
     def table(self, rows: Sequence[int]) -> dict[str, list[str]]:
         """What is known of rows of `latents`."""

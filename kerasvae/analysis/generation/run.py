@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kerasvae.analysis.design import column_of
 from kerasvae.analysis.generation.derivative import image_path, new_derivative
 from kerasvae.analysis.generation.generator import Generator
 from kerasvae.analysis.generation.memorisation import LEAST_HELD_OUT
@@ -74,6 +75,7 @@ def generate_run(
         out, name="Generated brains: no person was scanned", command="generate", settings=settings
     ) as folder:
         generator = Generator.of(run, list(values), knots=knots)
+        values = {column_of(name)[0]: value for name, value in values.items()}
         table = {name: [value] for name, value in values.items()}
         rows = generator.numbers(table)
         warnings = generator.warnings(table)

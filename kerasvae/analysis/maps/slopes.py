@@ -59,13 +59,14 @@ def contrasts_of(variable: Term, covariates: Sequence[Term]) -> list[Contrast]:
         ArgumentError: As `model_of` does, or if the variable is a mix of the covariates.
     """
     covariates = [term for term in covariates if term.name != variable.name]
-    known, x, z, levels = model_of(variable, covariates)
+    model = model_of(variable, covariates)
+    known, x, z, levels = model.known, model.variable, model.covariates, model.levels
     found = []
     for index, level in enumerate(levels):
         held = np.concatenate([z, np.delete(x, index, axis=1)], axis=1)
         contrast = Contrast(
             name=f"{variable.name}-{level}" if level else variable.name,
-            meaning=f"{level} against {variable.levels[0]}" if level else f"a unit more of {variable.name}",
+            meaning=f"{level} against {model.reference}" if level else f"a unit more of {variable.name}",
             known=known,
             values=x[:, index],
             held=held,

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kerasvae.analysis.contents import read_json
+from kerasvae.analysis.design import column_of
 from kerasvae.analysis.latents import Latents, read_latents
 from kerasvae.analysis.sites.combat import ComBat
 from kerasvae.analysis.sites.judged import Parts, Space, kept_alone, principal, spaces_of
@@ -106,7 +107,7 @@ def harmonize_run(
         RunError: If the run is not finished, or its codes must not be shifted.
         VolumeError: With `voxels`, if an image is gone.
     """
-    latents, rows = read_latents(run), _rows(run.path / "latents.tsv")
+    latents, rows, (site, _) = read_latents(run), _rows(run.path / "latents.tsv"), column_of(site)
     kind = run.recipe.model.posterior
     if kind not in EUCLIDEAN:
         rule = f"have a posterior whose codes may be shifted: {', '.join(EUCLIDEAN)}"
@@ -143,7 +144,7 @@ def _parts(
     latents: Latents, site: str, keep: Sequence[str], permutations: int, seed: int
 ) -> tuple[Parts, NDArray[np.bool_]]:
     """Who is fitted to, who is judged, and (n,) of whom all is known that is needed."""
-    latents.term(site)  # says what is wrong with the column
+    latents.term(f"C({site})")  # says what is wrong with the column
     terms = [latents.term(name) for name in dict.fromkeys(keep)]
     cells = np.array([cell.strip() for cell in latents.columns[site]])
     known = np.array([cell.casefold() not in MISSING for cell in cells])
