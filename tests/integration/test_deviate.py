@@ -9,7 +9,7 @@ from scipy.stats import false_discovery_control
 
 from kerasvae import load_recipe, load_run
 from kerasvae.analysis.deviation.files import CENTILE_COLUMNS, COLUMNS, REGIONS
-from kerasvae.analysis.deviation.run import deviate_run
+from kerasvae.analysis.deviation.run import SCORES, Deviations, deviate_run
 from kerasvae.cli import main
 from kerasvae.errors import ArgumentError, RunError
 from kerasvae.training.train import train
@@ -146,3 +146,13 @@ def test_few_calibration_people_are_refused(run, tmp_path):
         path.write_text(path.read_text().replace("\tcalibration\t", "\ttest\t"))
     with pytest.raises(RunError, match="three calibration people"):
         deviate_run(load_run(copy))
+
+
+def test_several_visits_of_a_person_count_once(tmp_path):
+    def row(person, p):
+        return {"participant_id": person} | {f"p_{s}": p for s in SCORES} | {f"q_{s}": 0.5 for s in SCORES}
+
+    rows = [row("sub-1", 0.04), row("sub-1", 0.9), row("sub-2", 0.05), row("sub-3", 0.2)]
+    said = Deviations(tmp_path, rows, 30).describe()
+    assert said[0].startswith("3 people judged against 30")
+    assert [line.split(";")[0] for line in said[1:]] == [f"{score}: p at most 0.05 of 1" for score in SCORES]
