@@ -52,12 +52,16 @@ class Figure(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """Content of latents.tsv: the code that stands for each scan, (n, d), whose it is, how wide its posterior is."""
+    """Content of latents.tsv: the code that stands for each scan, (n, d), whose it is, how wide its posterior is.
+
+    Where dimensions go together in the posterior, `root` is A, (n, d, k), with A Aᵀ its covariance.
+    """
 
     scans: list[tuple[str, str]]
     roles: list[str]
     means: NDArray[np.float64]
     stddev: NDArray[np.float64] | None = None
+    root: NDArray[np.float64] | None = None
 
 
 class Group(NamedTuple):
@@ -228,12 +232,28 @@ def read_codes(path: Path, size: int) -> Codes:
     def numbers(names: list[str]) -> NDArray[np.float64]:
         return np.array([[as_number(row[name]) for name in names] for row in rows]).reshape(len(rows), size)
 
+    known = rows[0].keys() if rows else set()
     return Codes(
         [(row["participant_id"], row["session_id"]) for row in rows],
         [row["role"] for row in rows],
         numbers(columns),
-        numbers(spread) if rows and rows[0].keys() >= set(spread) else None,
+        numbers(spread) if known >= set(spread) else None,
+        _root(rows, size),
     )
+
+
+def _root(rows: Sequence[Mapping[str, str]], size: int) -> NDArray[np.float64] | None:
+    """A, (n, d, k), of a full normal posterior: its L; of a low-rank one: its diagonal beside its factor."""
+    names = list(rows[0]) if rows else []
+    full = [[f"scale_tril_{i}_{j}" for j in range(size)] for i in range(size)]
+    rank = sum(name.startswith("factor_0_") for name in names)
+    if full and full[0][0] in names:
+        return np.array([[[as_number(row[name]) for name in line] for line in full] for row in rows])
+    if not rank:
+        return None
+    own = np.array([[as_number(row[f"diagonal_{i}"]) for i in range(size)] for row in rows])
+    shared = [[[as_number(row[f"factor_{i}_{j}"]) for j in range(rank)] for i in range(size)] for row in rows]
+    return np.concatenate([own[:, :, None] * np.eye(size), np.array(shared)], axis=2)
 
 
 def read_table(path: Path) -> list[dict[str, float]]:

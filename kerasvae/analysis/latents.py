@@ -29,6 +29,8 @@ class Latents:
         columns: What is known about each, by name: n cells each, as in the cohort's table.
         sessions: (n,): of which visit; n/a where there is but one.
         categories: Columns whose numbers are names of groups.
+        root: (n, d, k): A with A Aᵀ the posterior's covariance; None where dimensions are independent in it. Those of a
+            ladder are taken to be: how a level goes with the one above it has no closed form.
     """
 
     people: tuple[str, ...]
@@ -38,11 +40,33 @@ class Latents:
     columns: dict[str, tuple[str, ...]]
     sessions: tuple[str, ...]
     categories: frozenset[str] = frozenset()
+    root: NDArray[np.float64] | None = None
 
     @property
     def scans(self) -> list[tuple[str, str]]:
         """(n): person and session of each, by which `scans_of` finds them."""
         return list(zip(self.people, self.sessions, strict=True))
+
+    def stddev_along(self, directions: NDArray[np.floating]) -> NDArray[np.float64] | None:
+        """Standard deviation of each posterior along directions in the latent space, (n, v); None as `stddev` is.
+
+        Args:
+            directions: (d, v).
+        """
+        if self.stddev is None:
+            return None
+        if self.root is None:
+            return np.sqrt(np.square(self.stddev) @ np.square(directions, dtype=np.float64))
+        return np.stack([np.linalg.norm(each.T @ directions, axis=0) for each in self.root])
+
+    def drawn(self, rng: np.random.Generator) -> NDArray[np.float64]:
+        """A draw of each posterior, (n, d); the codes where it has no standard deviation."""
+        if self.stddev is None:
+            return self.codes
+        if self.root is None:
+            return self.codes + self.stddev * rng.standard_normal(self.codes.shape)
+        noise = rng.standard_normal((len(self.root), self.root.shape[2]))
+        return np.asarray(self.codes + np.einsum("ndk,nk->nd", self.root, noise))
 
     def term(self, name: str) -> Term:
         """A column as a variable of a linear model; C(site): as a category, though its cells be numbers.
@@ -70,6 +94,10 @@ class Latents:
         if not rows:
             got = f"nobody with the role {' or '.join(roles)}"
             raise ArgumentError("--roles", rule="name people whom the run has", got=got, fix="Name others")
+        return self.take(rows)
+
+    def take(self, rows: Sequence[int]) -> Latents:
+        """Those of some rows."""
         return Latents(
             tuple(self.people[row] for row in rows),
             tuple(self.roles[row] for row in rows),
@@ -78,6 +106,7 @@ class Latents:
             {name: tuple(cells[row] for row in rows) for name, cells in self.columns.items()},
             tuple(self.sessions[row] for row in rows),
             self.categories,
+            None if self.root is None else self.root[rows],
         )
 
 
@@ -107,6 +136,7 @@ def read_latents(run: Run) -> Latents:
         {name: tuple(row[name] for row in rows) for name in names},
         tuple(session for _, session in codes.scans),
         frozenset(run.recipe.model.categorical),
+        codes.root,
     )
 
 

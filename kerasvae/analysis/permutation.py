@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kerasvae.errors import ArgumentError
 
-__all__ = ["Permuted", "orders", "orthonormal", "permute"]
+__all__ = ["SAME", "Permuted", "orders", "orthonormal", "permute"]
 
 Numbers = NDArray[np.float64]
 CHUNK = 2**21

@@ -64,16 +64,9 @@ class Rotation(NamedTuple):
         """z R, (n, d)."""
         return codes @ self.matrix
 
-    def of_stddev(self, stddev: Numbers) -> Numbers:
-        """Of normal posteriors with independent dimensions: the root of the diagonal of Rᵀ diag(s²) R, (n, d).
-
-        What dimensions have in common after that is not kept.
-        """
-        return np.sqrt(np.square(stddev) @ np.square(self.matrix))
-
 
 def rotated(run: Run, latents: Latents, kind: Kind) -> tuple[Latents, Rotation]:
-    """A run's codes and their standard deviations on other axes.
+    """A run's codes and their standard deviations on other axes; what these have in common is not kept.
 
     Args:
         run: See `rotation_of`.
@@ -81,8 +74,8 @@ def rotated(run: Run, latents: Latents, kind: Kind) -> tuple[Latents, Rotation]:
         kind: Of axes.
     """
     rotation = rotation_of(run, latents.scans, latents.roles, latents.codes, kind)
-    stddev = None if latents.stddev is None else rotation.of_stddev(latents.stddev)
-    return replace(latents, codes=rotation.of_codes(latents.codes), stddev=stddev), rotation
+    stddev = latents.stddev_along(rotation.matrix)
+    return replace(latents, codes=rotation.of_codes(latents.codes), stddev=stddev, root=None), rotation
 
 
 def rotation_of(

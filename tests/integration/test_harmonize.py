@@ -121,6 +121,25 @@ def test_codes_and_their_spread(folder, monkeypatch, capsys):
     assert np.abs(gap).max() < 1.2 < 3 < np.abs(codes[b].mean(axis=0) - codes[~b].mean(axis=0)).min()
 
 
+def test_of_several_scans_of_a_person_the_first_at_each_site_is_fitted_to(folder):
+    """Somebody with many visits has no more of a say; all visits are harmonised."""
+    latents, scans = (read_rows(folder / f"{name}.tsv") for name in ("latents", "scans"))
+    again, elsewhere = ({0: "A", 5: "B"}, {2: "B"})  # rows of training people, and where they were scanned once more
+    for row, site in [*again.items()] * 20 + [*elsewhere.items()]:
+        session = {"session_id": f"{len(latents):03d}"}
+        latents.append(latents[row] | session | {f"mean_{i}": f"{5 + i + len(latents) / 9}" for i in range(3)})
+        scans.append(scans[row] | session | {"site": site})
+    write_rows(folder / "latents.tsv", latents)
+    write_rows(folder / "scans.tsv", scans)
+    harmonize_run(load_run(folder), "site", voxels=False, permutations=1)
+    codes = np.array([[float(row[f"mean_{i}"]) for i in range(3)] for row in latents])
+    site = np.array([row["site"] for row in scans])
+    fit = [row for row in range(PEOPLE) if ROLES[row] in ("train", "validation")] + [len(latents) - 1]
+    expected = ComBat.fit(codes[fit], site[fit]).apply(codes, site)
+    made = read_rows(folder / "latents_harmonized.tsv")
+    np.testing.assert_allclose([[float(row[f"mean_{i}"]) for i in range(3)] for row in made], expected, rtol=1e-6)
+
+
 def test_unknown_cells_are_left_out(folder):
     scans = read_rows(folder / "scans.tsv")
     scans[0]["site"], scans[3]["age"], scans[4]["sex"] = "n/a", "", ""
@@ -143,7 +162,11 @@ def one_site(scans, site, rows):
         (lambda scans: None, ("--keep", "agee"), "Did you mean age?"),
         (lambda scans: None, ("--keep", "age,site"), "--keep must leave the site out"),
         (lambda scans: one_site(scans, "C", [3, 4]), (), "one of those that it was fitted to: A, B, but received 'C'"),
-        (lambda scans: one_site(scans, "C", [0, 1]), (), "5 scans or more of every level to be fitted to"),
+        (
+            lambda scans: one_site(scans, "C", [0, 1]),
+            (),
+            "5 scans or more of every level, one a person",
+        ),
     ],
 )
 def test_wrong_calls(folder, monkeypatch, capsys, change, options, words):

@@ -169,6 +169,44 @@ def test_what_is_written_is_what_the_decoder_does(folder, monkeypatch, capsys, t
     assert f"sex-M on images, 30 people (age held the same): {clear.sum()} of {MASK.sum()} voxels" in said
 
 
+def test_names_that_files_cannot_bear_stay_apart(folder, monkeypatch, capsys, tmp_path):
+    """Levels that differ by signs alone, and a level and a variable of one name: each has its own files, again, too."""
+    from kerasvae.analysis.report.maps import maps_view
+
+    run, out = tmp_path / "run", tmp_path / "run" / "maps"
+    run.mkdir()
+    for path in folder[0].glob("*.*"):
+        (run / path.name).write_bytes(path.read_bytes())
+    rows = read_rows(run / "scans.tsv")
+    for index, row in enumerate(rows):
+        row |= {"blood": ("0", "A+", "A-")[index % 3], "blood A": row["age"]}
+    write_rows(run / "scans.tsv", rows)
+    codes, cells = folder[1], np.array([row["blood"] for row in rows])
+    for _ in range(2):
+        options = ("--voxelwise", "images", "--permutations", "99", "--bootstraps", "99")
+        assert command(monkeypatch, run, "--variables", "blood,blood A", *options) == 0
+        capsys.readouterr()
+        found = {path.name.removesuffix("_slope.nii.gz") for path in out.glob("*_slope.nii.gz")}
+        assert found == {"blood-A", "blood-A-2", "blood-A-3"}
+    about = {name: json.loads((out / f"{name}_slope.json").read_text()) for name in found}
+    files = {told["Contrast"]: name for name, told in about.items()}
+    assert set(files) == {"blood-A+", "blood-A-", "blood A"}
+    images = np.stack([load(row["path"]) for row in rows])
+    for level in ("A+", "A-"):
+        name = files[f"blood-{level}"]
+        moved = codes[cells == level].mean(axis=0) - codes[cells == "0"].mean(axis=0)
+        expected = np.tensordot(moved, folder[2], 1) * MASK
+        np.testing.assert_allclose(load(out / f"{name}_slope.nii.gz"), expected, atol=1e-4)
+        higher = images[cells == level].mean(axis=0) > images[cells == "0"].mean(axis=0)
+        t = load(out / f"{name}_images_t.nii.gz")
+        np.testing.assert_array_equal(t[MASK] > 0, higher[MASK])
+        assert json.loads((out / f"{name}_images_t.json").read_text())["Contrast"] == f"blood-{level}"
+    content = maps_view(run).content
+    levels = ["A+ against 0", "A- against 0"]
+    assert sorted(each["meaning"] for each in content["maps"]) == [*levels, "a unit more of blood A"]
+    assert sorted(step.title for step, *_ in content["strips"]) == [*levels, "blood A"]
+
+
 def test_some_people_another_folder_and_json(folder, monkeypatch, capsys, tmp_path):
     run, codes, weights, _ = folder
     out = tmp_path / "elsewhere"

@@ -138,6 +138,21 @@ def test_a_feature_that_does_not_vary_stays():
     np.testing.assert_allclose(found[:, 3:], data[:, 3:], atol=1e-12)
 
 
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("level", [0.3, 0.5, 1e6])
+def test_a_site_whose_codes_do_not_vary_is_shifted_and_not_stretched(level, columns):
+    """Whatever rounding leaves of its variance; a new person of that site stays as far from its level as they are."""
+    data, site, *_ = two_sites()
+    data = data[:, :columns]
+    data[site == "b"] = level + np.arange(columns) / 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = ComBat.fit(data, site)
+    np.testing.assert_array_equal(found.factor[1], 1)
+    there = data[site == "b"][:1]
+    np.testing.assert_allclose(found.apply(there + 0.1, ["b"]) - found.apply(there, ["b"]), 0.1, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

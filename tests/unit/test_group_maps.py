@@ -1,4 +1,4 @@
-"""Tests of each voxel: a difference in a known place, beside scipy, and with visits beside nilearn."""
+"""Tests of each voxel: a difference in a known place, beside scipy and nilearn, and p beside all orders there are."""
 
 from __future__ import annotations
 
@@ -72,8 +72,9 @@ def test_the_difference_is_found_where_it_is(people):
     assert told[-1] == (200, 200)
 
 
-def test_visits_beside_nilearn_on_people(people):
-    """Each person's image twice: whole people exchanged are nilearn's people, t grown by the degrees of freedom."""
+@pytest.mark.parametrize("visits", [1, 2])
+def test_people_and_their_visits_beside_nilearn_on_people(people, visits):
+    """Each person's image once or twice: whole people exchanged are nilearn's people, t grown by the degrees."""
     values, terms = people
     (person,) = contrasts_of(terms["group"], [terms["age"]])
     draws, cluster_p = 2000, 0.01
@@ -86,14 +87,22 @@ def test_visits_beside_nilearn_on_people(people):
             person.values[:, None], kept.astype(float), confounding_vars=person.held, n_perm=draws, random_state=1,
             masker=masker, threshold=cluster_p, output_type="dict",
         )  # fmt: skip
-    cells = {name: [cell for cell in _cells(terms[name]) for _ in range(2)] for name in terms}
+    cells = {name: [cell for cell in _cells(terms[name]) for _ in range(visits)] for name in terms}
     (scan,) = contrasts_of(term_of("group", cells["group"]), [term_of("age", cells["age"])])
-    grown = np.sqrt((2 * N - 3) / (N - 3))
-    same = 2 * stats.t.sf(stats.t.isf(cluster_p / 2, N - 3) * grown, 2 * N - 3)
+    degrees = visits * N - 3
+    grown = np.sqrt(degrees / (N - 3))
+    same = 2 * stats.t.sf(stats.t.isf(cluster_p / 2, N - 3) * grown, degrees)
     ours = voxel_test(
-        np.repeat(kept, 2, axis=0), scan, names(N, 2), INSIDE, GRID, permutations=draws, cluster_p=same, seed=2
+        np.repeat(kept, visits, axis=0),
+        scan,
+        names(N, visits),
+        INSIDE,
+        GRID,
+        permutations=draws,
+        cluster_p=same,
+        seed=2,
     )
-    assert ours.degrees == 2 * N - 3
+    assert ours.degrees == degrees
     np.testing.assert_allclose(ours.t[INSIDE], theirs["t"][0] * grown, rtol=1e-6, atol=1e-6)
     for image, name in ((ours.logp, "t"), (ours.logp_size, "size"), (ours.logp_mass, "mass")):
         p = 10.0 ** -theirs[f"logp_max_{name}"][0]
@@ -105,6 +114,35 @@ def test_visits_beside_nilearn_on_people(people):
 def _cells(term):
     column = term.values[:, 0]
     return [term.levels[int(each)] if term.levels else f"{each:.6f}" for each in column]
+
+
+def test_p_of_three_and_three_is_that_of_their_twenty_orders():
+    """A difference as large as it can be is reached by 2 of 20 orders, those that tie with it by rounding alone."""
+    rng, draws = np.random.default_rng(5), 400
+    groups = ["a", "b"] * 3
+    values = 0.1 * rng.normal(size=(6, INSIDE.sum())) + np.outer(np.arange(6) % 2, PLACE[INSIDE])
+    (contrast,) = contrasts_of(term_of("group", groups), [])
+    found = voxel_test(values, contrast, names(6), INSIDE, GRID, permutations=draws, cluster_p=0.01, tfce=True)
+    low, high = stats.binom(draws, 0.1).interval(0.999)
+    for image in (found.logp_size, found.logp_mass, found.logp_tfce, found.logp):
+        reached = 10.0 ** -image.max() * (1 + draws) - 1
+        assert low <= reached <= high
+
+
+def test_the_least_p_and_no_cluster():
+    """Beyond all 99 draws p is 1/100, outside clusters 1; and all voxels of a grid without background may be one."""
+    everywhere, n = np.ones(SHAPE, bool), 24
+    x = np.random.default_rng(0).normal(size=n)
+    noise = np.random.default_rng(1).normal(size=(n, everywhere.sum()))
+    (contrast,) = contrasts_of(term_of("x", [repr(float(each)) for each in x]), [])
+    for where in (PLACE, everywhere):
+        values = 0.1 * noise + np.outer(x, where[everywhere])
+        found = voxel_test(values, contrast, names(n), everywhere, GRID, permutations=99, cluster_p=1e-4)
+        cluster = np.abs(found.t) > found.threshold
+        assert cluster[where].all()
+        for image in (found.logp_size, found.logp_mass):
+            np.testing.assert_allclose(image[where], 2, rtol=1e-6)
+            assert not image[~cluster].any()
 
 
 def test_covariates_explain_what_is_theirs():

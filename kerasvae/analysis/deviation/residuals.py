@@ -28,8 +28,9 @@ class Residuals:
     Args:
         images: Preprocessed, (n, v), model units.
         missed: Image less reconstruction, (n, v).
-        open: Variance of the reconstruction over the posterior, (n, v): Σ_d J_vd² s_d², J the decoder's Jacobian at the
-            mean code; None where the posterior has no standard deviation or codes cannot be moved along a line.
+        open: Variance of the reconstruction over the posterior, (n, v): the diagonal of J S Jᵀ, S the posterior's
+            covariance, J the decoder's Jacobian at the mean code; None where the posterior has no standard deviation or
+            codes cannot be moved along a line.
     """
 
     images: NDArray[np.float32]
@@ -80,4 +81,5 @@ def _open(
         return None
     size = latents.codes.shape[1]
     gradient = jacobian(decode, latents.codes.mean(axis=0), np.eye(size))[:, inside]
-    return np.asarray(np.square(latents.stddev[np.asarray(rows)]) @ np.square(gradient, dtype=np.float64), np.float32)
+    spread = latents.take(np.asarray(rows).tolist()).stddev_along(gradient)
+    return None if spread is None else np.asarray(np.square(spread), np.float32)

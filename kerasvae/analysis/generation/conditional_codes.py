@@ -6,8 +6,8 @@ covariance of these means given c and the mean of the posterior covariances:
 
 - B is that of least squares of the means; what the posteriors leave open does not move it;
 - S is the covariance of the residuals, over n − k degrees of freedom, shrunk (Ledoit & Wolf 2004, A well-conditioned
-  estimator for large-dimensional covariance matrices, J. Multivar. Anal. 88:365), and on its diagonal the means of the
-  posterior variances. Without them draws would lie too close, the more so the less a code says: of a dimension that the
+  estimator for large-dimensional covariance matrices, J. Multivar. Anal. 88:365), and the mean of the posterior
+  covariances. Without them draws would lie too close, the more so the less a code says: of a dimension that the
   model does not use the means are all alike, and what it decodes are draws of the prior.
 
 d(c) holds 1, for each category an indicator of each level but the first, and for each number a natural cubic spline:
@@ -154,7 +154,8 @@ class ConditionalCodes:
         Args:
             codes: Posterior means, (n, d), a row a scan.
             terms: What codes may depend on.
-            stddev: Standard deviations of the posteriors, (n, d); None where they have none.
+            stddev: Standard deviations of the posteriors, (n, d); where dimensions go together in them A, (n, d, k),
+                with A Aᵀ their covariances; None where they have none.
             people: (n,): whose each scan is; None: each is another's.
             knots: Of the curve of each number, 2 to 5; 2 is a straight line.
 
@@ -195,7 +196,7 @@ class ConditionalCodes:
         spread = np.asarray(np.cov(scaled.T, ddof=0) if alone else ledoit_wolf(scaled, assume_centered=True)[0])
         spread = spread.reshape(z.shape[1], z.shape[1])
         if stddev is not None:
-            spread = spread + np.diag(np.square(np.asarray(stddev, np.float64)[rows]).mean(axis=0))
+            spread = spread + _mean_covariance(np.asarray(stddev, np.float64)[rows])
         return cls(variables, slopes, spread, len(rows))
 
     def numbers(self, table: Mapping[str, Sequence[str]]) -> Numbers:
@@ -229,6 +230,14 @@ class ConditionalCodes:
         """Codes, (n, d), in axes in which S is the identity: their distances are Mahalanobis's, whatever the axes."""
         root = np.linalg.cholesky(self.covariance)
         return np.linalg.solve(root, np.asarray(codes, np.float64).T).T
+
+
+def _mean_covariance(spread: Numbers) -> Numbers:
+    """Of posteriors, (d, d): of their standard deviations, (n, d), or of A, (n, d, k), with A Aᵀ their covariances."""
+    if spread.ndim == 2:
+        return np.diag(np.square(spread).mean(axis=0))
+    side_by_side = spread.transpose(1, 0, 2).reshape(spread.shape[1], -1)
+    return np.asarray(side_by_side @ side_by_side.T / len(spread))
 
 
 def _places(term: Term) -> Numbers:

@@ -84,7 +84,8 @@ class Generator:
         told = () if model.covariates is None else tuple(model.covariates.names)
         follows = getattr(model.prior, "condition_size", 0) > 0 and not model.gives_condition
         moved = [term for name, term in terms.items() if follows or name not in told]
-        given = ConditionalCodes.fit(learned.codes, moved, stddev=learned.stddev, people=learned.people, knots=knots)
+        spread = learned.stddev if learned.root is None else learned.root
+        given = ConditionalCodes.fit(learned.codes, moved, stddev=spread, people=learned.people, knots=knots)
         known = [Term(term.name, term.levels, term.values[term.known]) for term in terms.values()]
         return cls(run, latents, given, tuple(Variable.of(term, 2) for term in known), told)
 

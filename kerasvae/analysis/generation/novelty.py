@@ -105,8 +105,7 @@ def _check(generator: Generator, known: Numbers, known_images: Numbers, seed: in
     values = np.repeat(given.numbers(table), 1 if given.variables else len(rows), axis=0)
     drawn = given.sample(values, DRAWS, seed).reshape(-1, own.shape[1])
     many = {name: cells * DRAWS for name, cells in table.items()}
-    spread = np.zeros_like(own) if latents.stddev is None else latents.stddev[rows]
-    theirs = own + spread * np.random.default_rng([seed, 1]).standard_normal(own.shape)
+    theirs = latents.take(rows).drawn(np.random.default_rng([seed, 1]))
     drawn_images, their_images, again = (
         _scaled(generator, generator.decode(codes, of)) for codes, of in ((drawn, many), (theirs, table), (own, table))
     )

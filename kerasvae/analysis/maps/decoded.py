@@ -11,6 +11,9 @@ value of a map of a t1-4mm model, beside TensorFlow's forward mode).
 The map of an association moves the mean code along the slopes of the codes and decodes both ends. How sure it is comes
 from a bootstrap over people (`kerasvae.analysis.maps.slopes`). Decoding each draw would cost hours; the Jacobian J
 carries slopes to voxels instead: the map b ↦ Jb is linear, the interval is the map plus the percentiles of J(b* − b).
+Of few people these are too narrow, as residuals are smaller than errors and quantiles are not Student's: they are
+widened by √(n / (n − k)) and by Student's quantile over the normal one, n people and k columns of the model (Hesterberg
+2015, What teachers should know about the bootstrap, Am. Stat. 69:371, the expanded percentile interval).
 What is left out is how the decoder bends between draws, and how sure the decoder itself is: the model is taken as
 given. `AssociationMap.bend` says how far the map itself is from Jb.
 """
@@ -22,8 +25,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from kerasvae.analysis.maps.slopes import Contrast, bootstrap_slopes, residuals_of, slopes_of
+from kerasvae.analysis.permutation import orthonormal
 from kerasvae.types import Mask
 
 __all__ = ["AssociationMap", "Decode", "association_map", "jacobian", "spread_of", "traverse"]
@@ -93,6 +98,7 @@ class AssociationMap:
         bend: How far the map is from the Jacobian's, ‖map − Jb‖ / ‖map‖; 0 of a linear decoder.
         draws: How many bootstrap cohorts.
         offsets: (b, d): their slopes less `code_slope`, in standard deviations of the codes.
+        widening: By what their percentiles are multiplied.
         gradient: (v, d): the Jacobian per standard deviation, in the mask.
         inside: (x, y, z): the mask.
     """
@@ -107,6 +113,7 @@ class AssociationMap:
     bend: float
     draws: int
     offsets: Numbers
+    widening: float
     gradient: NDArray[np.float32]
     inside: Mask
 
@@ -118,7 +125,7 @@ class AssociationMap:
         """
         mean = float(self.slope[region & self.inside].mean(dtype=np.float64))
         moved = self.offsets @ self.gradient[region[self.inside]].mean(axis=0, dtype=np.float64)
-        low, high = mean + np.percentile(moved, INTERVAL)
+        low, high = mean + self.widening * np.percentile(moved, INTERVAL)
         return mean, float(low), float(high)
 
 
@@ -155,11 +162,12 @@ def association_map(
     linear = gradient @ (slopes / stddev)
     drawn = bootstrap_slopes(codes, contrast, people, number=bootstraps, seed=seed)
     offsets = (drawn - slopes) / stddev
+    widening = _widening(len(set(people)), contrast)
     low, high, error = np.empty_like(exact), np.empty_like(exact), np.empty_like(exact)
     for start in range(0, len(exact), VOXELS_AT_ONCE):
         part = slice(start, start + VOXELS_AT_ONCE)
         moved = gradient[part] @ offsets.T
-        low[part], high[part] = exact[part] + np.percentile(moved, INTERVAL, axis=1)
+        low[part], high[part] = exact[part] + widening * np.percentile(moved, INTERVAL, axis=1)
         error[part] = moved.std(axis=1, ddof=1)
     left = residuals_of(codes, contrast) / stddev
     asked = residuals_of(contrast.values[:, None], contrast)[:, 0]
@@ -183,9 +191,17 @@ def association_map(
         bend=float(np.linalg.norm(exact - linear)) / size if size else 0.0,
         draws=len(drawn),
         offsets=offsets,
+        widening=widening,
         gradient=gradient,
         inside=inside,
     )
+
+
+def _widening(people: int, contrast: Contrast) -> float:
+    """Of percentiles of the bootstrap, see above; more than 1, and near it where people are many."""
+    held = orthonormal(contrast.held - contrast.held.mean(axis=0), least=contrast.held)
+    degrees = max(1, people - 2 - held.shape[1])
+    return float(np.sqrt(people / degrees) * stats.t.ppf(0.975, degrees) / stats.norm.ppf(0.975))
 
 
 def _ratio(above: Numbers, below: Numbers) -> Numbers:

@@ -1,10 +1,11 @@
 """Which voxels go with a variable: permutation tests with voxel-wise and cluster-wise family-wise error.
 
-One scan a person: nilearn's `permuted_ols` (Freedman & Lane 1983; Winkler et al. 2014, NeuroImage 92:381; the same test
-as `kerasvae.analysis.permutation`), with threshold-free cluster enhancement on request (Smith & Nichols 2009,
-NeuroImage 44:83). People with several visits it cannot exchange as a whole; `permute` can. Clusters are then counted
-here, as nilearn does: voxels that touch by a face, beyond a threshold, of one sign (Bullmore et al. 1999, IEEE Trans.
-Med. Imaging 18:32). A cluster's p holds for the cluster and not for each of its voxels.
+Freedman & Lane (1983), as `kerasvae.analysis.permutation` has it. Clusters are voxels that touch by a face, beyond a
+threshold, of one sign (Bullmore et al. 1999, IEEE Trans. Med. Imaging 18:32); a cluster's p holds for the cluster and
+not for each of its voxels. With k of n permutations that reach what is there p is (1 + k) / (1 + n) throughout: k / n
+is too small (Phipson & Smyth 2010, Permutation p-values should never be zero, Stat. Appl. Genet. Mol. Biol. 9:39).
+Threshold-free cluster enhancement (Smith & Nichols 2009, NeuroImage 44:83) is nilearn's `permuted_ols`, of one scan a
+person: those with several it cannot exchange as a whole.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, stats
 
 from kerasvae.analysis.maps.slopes import Contrast
-from kerasvae.analysis.permutation import orthonormal, permute
+from kerasvae.analysis.permutation import SAME, orthonormal, permute
 from kerasvae.errors import ArgumentError
 from kerasvae.preprocess.nifti import image_of, sform_code_of
 from kerasvae.types import Grid, Mask
@@ -94,17 +95,15 @@ def voxel_test(
     tested = np.zeros_like(inside)
     tested[inside] = moving
     numbers = np.asarray(values[:, moving], np.float64)
-    if len(set(people)) == len(people):
-        found = _by_nilearn(numbers, contrast, tested, grid, permutations, cluster_p, tfce, seed)
-        progress(permutations, permutations)
-    elif tfce:
+    if tfce and len(set(people)) < len(people):
         rule, got = "be asked for where each person has one scan", f"{len(people)} scans of {len(set(people))} people"
         raise ArgumentError(
             "--tfce", rule=rule, got=got, fix="Leave it out: voxels and clusters are tested all the same"
         )
-    else:
-        threshold = float(stats.t.isf(cluster_p / 2, degrees))
-        found = _in_blocks(numbers, contrast, people, tested, permutations, threshold, seed, progress)
+    threshold = float(stats.t.isf(cluster_p / 2, degrees))
+    found = _tested(numbers, contrast, people, tested, permutations, threshold, seed, progress)
+    if tfce:
+        found["logp_tfce"] = _enhanced(numbers, contrast, tested, grid, permutations, seed)
 
     def image(name: str) -> Any:
         if name not in found:
@@ -115,26 +114,46 @@ def voxel_test(
 
     return VoxelTest(
         t=image("t"),
-        logp=image("logp_max_t"),
-        logp_size=image("logp_max_size"),
-        logp_mass=image("logp_max_mass"),
-        logp_tfce=image("logp_max_tfce"),
+        logp=image("logp"),
+        logp_size=image("logp_size"),
+        logp_mass=image("logp_mass"),
+        logp_tfce=image("logp_tfce"),
         degrees=degrees,
-        threshold=float(stats.t.isf(cluster_p / 2, degrees)),
+        threshold=threshold,
         voxels=int(moving.sum()),
     )
 
 
-def _by_nilearn(
+def _tested(
     values: Numbers,
     contrast: Contrast,
+    people: Sequence[str],
     tested: Mask,
-    grid: Grid,
     permutations: int,
-    cluster_p: float,
-    tfce: bool,
+    threshold: float,
     seed: int,
+    progress: Callable[[int, int], None],
 ) -> dict[str, Numbers]:
+    """Voxels and clusters, (v,) each."""
+    largest: list[tuple[float, float]] = []
+
+    def watch(statistics: Numbers) -> None:
+        for row in statistics:
+            _, sizes, masses = _clusters(row, tested, threshold)
+            largest.append((sizes.max(initial=0.0), masses.max(initial=0.0)))
+
+    found = permute(
+        values, contrast.values, contrast.held, blocks=list(people), permutations=permutations, seed=seed,
+        progress=progress, watch=watch,
+    )  # fmt: skip
+    where, *measures = _clusters(found.statistic, tested, threshold)
+    nulls = np.array(largest).T
+    size, mass = (np.concatenate([[0.0], _logp(*each)])[where] for each in zip(measures, nulls, strict=True))
+    return {"t": found.statistic, "logp": -np.log10(found.p_family), "logp_size": size, "logp_mass": mass}
+
+
+def _enhanced(values: Numbers, contrast: Contrast, tested: Mask, grid: Grid, permutations: int, seed: int) -> Numbers:
+    """−log10 p of the enhanced t of each voxel, (v,)."""
     from nilearn.maskers import NiftiMasker
     from nilearn.mass_univariate import permuted_ols
 
@@ -150,46 +169,17 @@ def _by_nilearn(
             two_sided_test=True,
             random_state=seed,
             masker=NiftiMasker(image_of(tested, grid.matrix, sform_code_of(grid.space)), standardize=None).fit(),
-            threshold=cluster_p,
-            tfce=tfce,
+            tfce=True,
             output_type="dict",
         )
-    return {name: np.asarray(each)[0] for name, each in found.items() if not name.startswith("h0")}
+    # nilearn's own p takes rounding for a difference
+    return _logp(np.abs(found["tfce"][0]), found["h0_max_tfce"][0])
 
 
-def _in_blocks(
-    values: Numbers,
-    contrast: Contrast,
-    people: Sequence[str],
-    tested: Mask,
-    permutations: int,
-    threshold: float,
-    seed: int,
-    progress: Callable[[int, int], None],
-) -> dict[str, Numbers]:
-    """The same with whole people exchanged."""
-    largest: list[tuple[float, float]] = []
-
-    def watch(statistics: Numbers) -> None:
-        for row in statistics:
-            _, sizes, masses = _clusters(row, tested, threshold)
-            largest.append((sizes.max(initial=0.0), masses.max(initial=0.0)))
-
-    found = permute(
-        values, contrast.values, contrast.held, blocks=list(people), permutations=permutations, seed=seed,
-        progress=progress, watch=watch,
-    )  # fmt: skip
-    where, *measures = _clusters(found.statistic, tested, threshold)
-    logp = []
-    for measure, null in zip(measures, np.array(largest).T, strict=True):
-        reached = (null[:, None] >= measure * (1 - 1e-9)).sum(axis=0)
-        logp.append(np.concatenate([[0.0], -np.log10((1 + reached) / (1 + permutations))])[where])
-    return {
-        "t": found.statistic,
-        "logp_max_t": -np.log10(found.p_family),
-        "logp_max_size": logp[0],
-        "logp_max_mass": logp[1],
-    }
+def _logp(measure: Numbers, null: Numbers) -> Numbers:
+    """−log10 p of each measure, (c,), beside the largest of each permutation, (n,)."""
+    reached = len(null) - np.searchsorted(np.sort(null), measure * (1 - SAME))
+    return np.asarray(-np.log10((1 + reached) / (1 + len(null))))
 
 
 def _clusters(t: Numbers, tested: Mask, threshold: float) -> tuple[NDArray[np.intp], Numbers, Numbers]:

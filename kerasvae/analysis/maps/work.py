@@ -6,11 +6,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
+from itertools import count as count_from
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kerasvae.analysis.contents import read_json
 from kerasvae.analysis.latents import Latents
 from kerasvae.analysis.maps.decoded import Decode, association_map, jacobian, spread_of, traverse
 from kerasvae.analysis.maps.figures import Frame, map_figure, save_png, traversal_figure
@@ -68,13 +71,13 @@ class MapWork:
             bootstraps: See `association_map`.
             seed: See there.
         """
-        known, held, name = contrast.known, contrast.words, _file(contrast.name)
+        known, held, name = contrast.known, contrast.words, self._name(contrast)
         people = np.asarray(self.latents.people)[known].tolist()
         codes, inside = self.latents.codes[known], self.folder.inside
         found = association_map(self.decode, codes, people, contrast, inside, bootstraps=bootstraps, seed=seed)
-        about = self._people(known) | {"Covariates": list(contrast.covariates), "Bootstraps": found.draws}
+        about = self._asked(contrast) | {"Bootstraps": found.draws}
         about |= {"Bend": found.bend, "Reach": contrast.reach}
-        per = f"{UNIT} for {contrast.meaning}"
+        per = _unit(contrast)
         text = f"how the decoded image moves for {contrast.meaning}{held}, at the mean code"
         self.folder.write(f"{name}_slope", found.slope, text, per, interval=found.mean_of, **about)
         ends = f"end of each voxel's 95 % interval of {name}_slope, not corrected for their number"
@@ -110,14 +113,14 @@ class MapWork:
             options: Of `voxel_test`.
             progress: Told what is done: stage, done, total.
         """
-        known, held, name = contrast.known, contrast.words, f"{_file(contrast.name)}_{kind}"
+        known, held, name = contrast.known, contrast.words, f"{self._name(contrast)}_{kind}"
         people = np.asarray(self.latents.people)[known].tolist()
         progress(name, 0, options["permutations"])
         found = voxel_test(
             values[known], contrast, people, self.folder.inside, self.folder.pipeline.grid,
             progress=lambda done, total: progress(name, done, total), **options,
         )  # fmt: skip
-        about = self._people(known) | {"Covariates": list(contrast.covariates), **_upper(options)}
+        about = self._asked(contrast) | _upper(options)
         about |= {"Degrees": found.degrees, "Voxels": found.voxels, "ClusterThreshold": found.threshold}
         asked = f"{contrast.meaning}, {kind}{held}"
         self.folder.write(f"{name}_t", found.t, f"Student's t of each voxel: {asked}", "none", **about)
@@ -159,14 +162,29 @@ class MapWork:
         figure = map_figure(values, self.background, inside, grid, label=label, outline=outline)
         save_png(figure, self.folder.path / f"{name}.png")
 
+    def _name(self, contrast: Contrast) -> str:
+        """How names of a contrast's files begin: with a number where the folder holds another's of the same letters."""
+        plain = re.sub(r"[^A-Za-z0-9-]+", "-", contrast.name).strip("-") or "variable"
+        own = {"Contrast": contrast.name, "Unit": _unit(contrast)}
+
+        def is_free(name: str) -> bool:
+            there = read_json(self.folder.path / f"{name}_slope.json")
+            return all(there.get(key, value) == value for key, value in own.items())
+
+        return next(filter(is_free, chain([plain], (f"{plain}-{index}" for index in count_from(2)))))
+
+    def _asked(self, contrast: Contrast) -> dict[str, Any]:
+        told = {"Contrast": contrast.name, "Covariates": list(contrast.covariates)}
+        return self._people(contrast.known) | told
+
     def _people(self, known: NDArray[np.bool_]) -> dict[str, Any]:
         people = np.asarray(self.latents.people)[known]
         return {"People": len(set(people.tolist())), "Scans": len(people)}
 
 
-def _file(name: str) -> str:
-    """A name as part of a file's."""
-    return re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-") or "variable"
+def _unit(contrast: Contrast) -> str:
+    """Of the map of a slope."""
+    return f"{UNIT} for {contrast.meaning}"
 
 
 def _upper(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def maps_view(path: Path) -> View:
             "maps": maps,
             "strips": [each for each in strips if each[2]],
             "axes": [each for each in strips if not each[2]],
-            "left_out": names[SHOWN:] + [step_of(each, folder).title for each in along[len(strips) :]],
+            "left_out": [_contrast(folder, name) for name in names[SHOWN:]]
+            + [step_of(each, folder).title for each in along[len(strips) :]],
         }
     )
 
@@ -100,8 +101,9 @@ def step_of(traversal: Traversal, folder: Path) -> Step:
     if " against " in meaning:
         told = f"0 is the mean code, 1 the whole difference of {meaning}."
         return Step(meaning, values, [""] * len(positions), told)
-    told = f"SD: standard deviation of people’s {name}, {float(reach):.3g}; beside it the change of {name}."
-    return Step(name, deviations, values, told)
+    asked = _contrast(folder, name)
+    told = f"SD: standard deviation of people’s {asked}, {float(reach):.3g}; beside it the change of {asked}."
+    return Step(asked, deviations, values, told)
 
 
 def association_figure(maps: Mapping[str, NDArray[np.float32]], affine: Affine, labels: Mapping[str, str]) -> Figure:
@@ -165,6 +167,12 @@ def _meaning(folder: Path, name: str) -> str:
     path = folder / f"{name}_slope.json"
     unit = str(read_object(path)["Unit"]) if path.is_file() else ""
     return unit.partition(" for ")[2] or name
+
+
+def _contrast(folder: Path, name: str) -> str:
+    """What is asked about, of which a file's name holds letters, digits and hyphens alone."""
+    path = folder / f"{name}_slope.json"
+    return str(read_object(path).get("Contrast", name)) if path.is_file() else name
 
 
 def _where(values: NDArray[np.float32], affine: Affine, sign: int) -> str:

@@ -32,6 +32,8 @@ Cells = Sequence[str] | NDArray[np.str_]
 FEWEST = 5
 """Scans of a site below which they say next to nothing about its scale."""
 CLOSE = 1e-8
+ROUNDING = 1e-9
+"""Standard deviations that are a smaller part of the largest number of a feature are none."""
 STEPS = 1000
 """The two estimates of a site are computed in turn until they change by a smaller part than CLOSE, at most so often."""
 
@@ -63,7 +65,8 @@ class ComBat:
         """Estimate what sites do.
 
         Args:
-            data: (n, v): codes, or voxels of a mask. A feature that does not vary within sites is left as it is.
+            data: (n, v): codes, or voxels of a mask, a row a person. A feature that does not vary within sites is left
+                as it is; one that does not vary at a site is shifted there, and not stretched.
             site: (n,): where each was scanned.
             kept: (n, k): numbers that the features may follow whatever the site; by default none.
             shrink: Whether the features share the priors of empirical Bayes; a single feature has none.
@@ -78,7 +81,7 @@ class ComBat:
         if len(sites) < 2:
             raise ArgumentError("The site", rule="have two levels or more", got=len(sites), fix="Nothing is to be done")
         if counts.min() < FEWEST:
-            rule = f"have {FEWEST} scans or more of every level to be fitted to"
+            rule = f"have {FEWEST} scans or more of every level, one a person, to be fitted to"
             got = f"{counts.min()} of {str(sites[counts.argmin()])!r}"
             raise ArgumentError("The site", rule=rule, got=got, fix="Join sites, or leave these scans out")
         x = np.empty((len(data), 0)) if kept is None else np.asarray(kept, np.float64)
@@ -90,16 +93,20 @@ class ComBat:
         raw = np.concatenate([design[:, : len(sites)], x - kept_mean], axis=1)
         weights = np.linalg.lstsq(raw, data, rcond=None)[0]
         mean, slopes = counts / len(data) @ weights[: len(sites)], weights[len(sites) :]
-        scale = np.sqrt(np.mean(np.square(data - raw @ weights), axis=0))
-        varies = scale > 1e-9 * (np.abs(data).max(axis=0) + 1e-300)
+        left, least = data - raw @ weights, ROUNDING * np.abs(data).max(axis=0)
+        scale = np.sqrt(np.mean(np.square(left), axis=0))
+        varies = scale > least
         scale = np.where(varies, scale, 1.0)
         shift, factor = np.zeros((len(sites), data.shape[1])), np.ones((len(sites), data.shape[1]))
         for index in range(len(sites)):
             own = place == index
-            z = ((data[own] - mean - (x[own] - kept_mean) @ slopes) / scale)[:, varies]
-            found = z.mean(axis=0), z.var(axis=0, ddof=1)
-            shift[index, varies], variance = _shrunk(*found, len(z)) if shrink and z.shape[1] > 1 else found
-            factor[index, varies] = np.sqrt(np.where(variance > 0, variance, 1.0))
+            z = (data[own] - mean - (x[own] - kept_mean) @ slopes) / scale
+            found, moves = z.mean(axis=0), varies & (left[own].std(axis=0) > least)
+            variance = z.var(axis=0, ddof=1)[moves]
+            shift[index, varies] = found[varies]
+            if shrink and moves.sum() > 1:
+                shift[index, moves], variance = _shrunk(found[moves], variance, len(z))
+            factor[index, moves] = np.sqrt(variance)
         return cls(tuple(map(str, sites)), mean, slopes, kept_mean, scale, shift, factor)
 
     def apply(self, data: ArrayLike, site: Cells, kept: ArrayLike | None = None) -> Numbers:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Harmonized", "harmonize_images", "harmonize_run"]
 
 LEARNED = ("train", "validation")
-"""Roles of the people whom ComBat is fitted to; it is judged on the others."""
+"""Roles of the people whom ComBat is fitted to, by the first scan of each at a site; it is judged on the others."""
 EUCLIDEAN = ("normal", "full_normal", "low_rank_normal", "ladder", "point")
 """Posteriors whose codes may be shifted and stretched."""
 CENTRE = re.compile(r"mean_(\d+)")
@@ -150,9 +150,10 @@ def _parts(
     known = np.array([cell.casefold() not in MISSING for cell in cells])
     known = np.logical_and.reduce([known, *(term.known for term in terms)])
     learned = np.isin(latents.roles, LEARNED)
+    fit = {(latents.people[row], str(cells[row])): row for row in np.flatnonzero(known & learned)[::-1].tolist()}
     first = {latents.people[row]: row for row in np.flatnonzero(known & ~learned)[::-1].tolist()}
     judged = np.array(sorted(first.values()), np.int64)
-    return Parts(cells, terms, np.flatnonzero(known & learned), judged, permutations, seed), known
+    return Parts(cells, terms, np.array(sorted(fit.values()), np.int64), judged, permutations, seed), known
 
 
 def _harmonized(
