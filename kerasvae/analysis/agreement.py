@@ -28,21 +28,28 @@ class Agreements(NamedTuple):
         pairs: One for each pair of runs.
         people: How many people they were judged on.
         new: Whether these are test people in every run; else some run learned from them.
+        dimensions: Of the widest code.
         axes: By kind of axes, how far single ones agree, for each pair of runs.
     """
 
     pairs: list[Agreement]
     people: int
     new: bool
+    dimensions: int
     axes: dict[Kind, list[AxesAgreement]]
 
     def describe(self) -> str:
         """Whom the figures are of, as a sentence."""
+        few = (
+            f" They are too few to fit a rotation of {self.dimensions} dimensions to, so that Procrustes R² is too low."
+            if self.people < self.dimensions + 4
+            else ""
+        )
         if self.new:
-            return f"On {self.people} people, test people in every run."
+            return f"On {self.people} people, test people in every run.{few}"
         return (
             f"On {self.people} people, some of whom a run has learned from: agreement on them may be memory. Runs with "
-            f"{FEWEST} test people in common say more."
+            f"{FEWEST} test people in common say more.{few}"
         )
 
 
@@ -89,4 +96,4 @@ def agreement_of(runs: Sequence[Path], *, axes: Sequence[Kind] = (), permutation
         ]
         for kind in axes
     }
-    return Agreements(pairs, len(people), people is new, matched)
+    return Agreements(pairs, len(people), people is new, max(space.shape[1] for space in spaces), matched)

@@ -49,7 +49,9 @@ class Agreement(NamedTuple):
     cka_p: float
 
 
-def stability(codes: Sequence[ArrayLike], *, permutations: int = 100, folds: int = 2, seed: int = 0) -> list[Agreement]:
+def stability(
+    codes: Sequence[ArrayLike], *, permutations: int = 100, folds: int | None = None, seed: int = 0
+) -> list[Agreement]:
     """Every pair of latent spaces, beside what codes of other people would give.
 
     The null breaks the tie between the two: people of one are permuted, which leaves each space as it is.
@@ -83,7 +85,7 @@ def stability(codes: Sequence[ArrayLike], *, permutations: int = 100, folds: int
     return rows
 
 
-def procrustes_r2(a: ArrayLike, b: ArrayLike, *, folds: int = 2, seed: int = 0) -> float:
+def procrustes_r2(a: ArrayLike, b: ArrayLike, *, folds: int | None = None, seed: int = 0) -> float:
     """Part of the spread of codes that an orthogonal alignment to the other codes of the *same, left-out* people keeps.
 
     1 − Σ‖y − s Q x‖² / Σ‖y − ȳ‖², with ȳ, x̄, the rotation Q and the scale s fitted to the other folds' people
@@ -91,18 +93,22 @@ def procrustes_r2(a: ArrayLike, b: ArrayLike, *, folds: int = 2, seed: int = 0) 
     people left out; the mean of both directions, a to b and b to a. The codes of smaller width get columns of zeros.
     Without leaving people out the fit alone reaches 1 as soon as d ≥ n. At most 1: the same codes but for a shift, a
     rotation or reflection, and a scale. Independent codes give about 0, mostly a little less: ȳ is estimated, and s
-    with it.
+    with it. A rotation of d dimensions is determined by more than d people: where fewer are left to fit it to, the
+    figure is too low, even of codes that are the same.
 
     Args:
         a: (n, d).
         b: (n, e), the same people.
-        folds: Parts of the people, 2 to n / 2.
+        folds: Parts of the people, 2 to n / 2. By default 2, or as many as it takes to fit to more people than there
+            are dimensions.
         seed: Of the parts.
     """
     a, b = same_people(a, b)
-    if not 2 <= folds <= len(a) // 2:
-        raise ArgumentError("folds", rule=f"be from 2 to {len(a) // 2}, half the people", got=folds, fix="Use 2")
-    width = max(a.shape[1], b.shape[1])
+    width, most = max(a.shape[1], b.shape[1]), len(a) // 2
+    if folds is None:
+        folds = next((f for f in range(2, most) if len(a) - -(-len(a) // f) > width), most)
+    if not 2 <= folds <= most:
+        raise ArgumentError("folds", rule=f"be from 2 to {most}, half the people", got=folds, fix="Use 2")
     a, b = (np.pad(each, ((0, 0), (0, width - each.shape[1]))) for each in (a, b))
     part = np.random.default_rng(seed).permutation(np.arange(len(a)) % folds)
     parts = []

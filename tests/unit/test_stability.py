@@ -22,6 +22,13 @@ def test_rotated_shifted_and_scaled_codes_agree_fully(measure):
     assert 0.3 < measure(CODES, noisy) < 0.95
 
 
+def test_few_people_are_fitted_to_as_many_as_it_takes():
+    codes, turned = CODES[:9], TURNED[:9]
+    assert procrustes_r2(codes, turned) == pytest.approx(1, abs=1e-9)
+    assert procrustes_r2(codes, turned, folds=2) < 0.9
+    assert procrustes_r2(codes[:6], turned[:6]) < 0.9  # nothing determines the rotation
+
+
 def test_independent_codes_agree_by_chance_alone_however_many_dimensions():
     drawn = np.random.default_rng(4).standard_normal((200, 2, 20, 60))  # 60 dimensions, 20 people
     cka = np.array([debiased_cka(a, b) for a, b in drawn])
