@@ -1,10 +1,11 @@
-"""What a command shows: lines, lines that begin with a coloured word, and bars. rich is imported when it is needed."""
+"""What a command shows: lines, lines that begin with a coloured word, and progress. rich is imported when needed."""
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["bar", "err", "out", "resumable"]
 
 Report = Callable[..., None]
+EVERY_S = 30.0
+"""Between two lines about a stage in a file."""
 
 
 class _Stream:
@@ -54,16 +57,13 @@ err = _Stream(stderr=True)
 
 @contextmanager
 def bar() -> Iterator[Report]:
-    """A function `(stage, done, total, text)` that draws one line a stage on the terminal's error stream.
+    """A function `(stage, done, total, text)` that draws a bar for each stage on the terminal's error stream.
 
+    Where that is a file, as of a batch job, it writes lines: as a stage begins and ends, and every half minute.
     Within, Ctrl-C takes effect at the next call of the function, between two pieces of work: raised inside TensorFlow
     it can be lost or come out as something else. A second Ctrl-C takes effect at once.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description:<11}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[text]}"), console=err.console) as bars:
-        tasks: dict[str, Any] = {}
+    with _bars() if err.console.is_terminal else nullcontext(_lines()) as show:
         pressed: list[int] = []
 
         def press(number: int, frame: Any) -> None:
@@ -74,15 +74,41 @@ def bar() -> Iterator[Report]:
         def report(stage: str, done: int, total: int, text: str = "") -> None:
             if pressed:
                 raise KeyboardInterrupt
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total, text=text)
-            bars.update(tasks[stage], completed=done, total=total, text=text)
+            show(stage, done, total, text)
 
         before = signal.signal(signal.SIGINT, press)
         try:
             yield report
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _bars() -> Iterator[Report]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<11}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[text]}"), console=err.console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int, text: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, text=text)
+            bars.update(tasks[stage], completed=done, total=total, text=text)
+
+        yield show
+
+
+def _lines() -> Report:
+    shown: dict[str, float] = {}
+
+    def show(stage: str, done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        if done >= total or now - shown.get(stage, -EVERY_S) >= EVERY_S:
+            shown[stage] = now
+            err.print(f"{stage} {done}/{total}{f': {text}' if text else ''}")
+
+    return show
 
 
 @contextmanager
