@@ -4,8 +4,10 @@ Each dimension is the outcome, the variable what is asked about. p is by permuta
 so that it holds for heavy tails, dimensions that go together and repeated visits; over dimensions it is corrected for
 the family (max-T), over everything that was asked for the false discovery rate (Benjamini & Hochberg 1995, Controlling
 the false discovery rate, J. R. Stat. Soc. B 57:289). Slopes and their intervals are those of least squares; where
-people have several visits, of a mixed model with an intercept for each person (Laird & Ware 1982, Random-effects models
-for longitudinal data, Biometrics 38:963), fitted by restricted likelihood.
+people have several visits, of a mixed model with an intercept for each person, fitted by restricted likelihood
+(`kerasvae.analysis.visits`), and so are the statistics whose p is by permutation. r and intervals then have the degrees
+of freedom of as many people, not scans: right of a variable that is the same at all visits of a person, careful of one
+that changes.
 
 A code is known with an uncertainty, its posterior's standard deviation. Were codes drawn from their posteriors again
 and again, and the results pooled by Rubin's rules (Rubin 1987, Multiple Imputation for Nonresponse in Surveys, chapter
@@ -19,7 +21,6 @@ the axes; a test of one dimension does.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from kerasvae.analysis.design import Term, model_of
 from kerasvae.analysis.latents import read_latents, refuse_told
 from kerasvae.analysis.permutation import orthonormal, permute
 from kerasvae.analysis.rotation import Kind, rotated
+from kerasvae.analysis.visits import Visits
 from kerasvae.errors import ArgumentError
 from kerasvae.training.run import Run, write_described
 
@@ -55,14 +57,14 @@ COLUMNS = {
     "stderr": "standard error of the slope",
     "stderr_posterior": "the same, with the uncertainty of the codes themselves (Rubin's rules in closed form)",
     "statistic": "t; F of a category of three levels or more; Pillai's trace of the joint test",
-    "r": "partial correlation given the covariates; without sign where the variable has several columns, and jointly",
+    "r": "partial correlation given the covariates, counting people; no sign of several columns, and jointly",
     "r_low": "lower end of its 95 % interval (Fisher's z, counting people)",
     "r_high": "upper end",
-    "p": "two-sided, by permutation (Freedman-Lane; whole people where they have several visits), of this test alone",
+    "p": "two-sided, by permutation (Freedman-Lane; of a mixed model where people have several visits), alone",
     "p_family": "the same, family-wise over the dimensions (largest statistic of each permutation)",
     "p_bonferroni": "p times the number of dimensions",
     "q": "false discovery rate over all dimensions and variables of the table (Benjamini-Hochberg); joint tests apart",
-    "p_model": "by the linear or mixed model, which supposes normal errors",
+    "p_model": "by the linear or mixed model, which supposes normal errors (F; degrees of freedom as of people)",
 }
 
 
@@ -82,7 +84,8 @@ class Association:
         stderr: Its standard error.
         stderr_posterior: The same, with the codes' own uncertainty; NaN where that is not known.
         statistic: t; F of a category of three levels or more; Pillai's trace of the joint test.
-        r: Partial correlation (of a category and of the joint test its size, √R²).
+        r: Partial correlation (of a category and of the joint test its size, √R²); of several visits what as many
+            people with one each would need for the same statistic.
         r_low: Lower end of its 95 % interval; NaN where it has no sign.
         r_high: Upper end.
         p: By permutation, two-sided, of this test alone.
@@ -278,32 +281,39 @@ def _of_variable(
     codes, people = codes[known], people[known]
     n_people, d, k = len(set(people.tolist())), codes.shape[1], x.shape[1]
     blocks = people if n_people < len(people) else None
-    found = permute(codes, x, z, blocks=blocks, permutations=permutations, seed=seed, progress=progress)
+    found = permute(
+        codes, x, z, blocks=blocks, permutations=permutations, seed=seed, progress=progress, name=variable.name
+    )
     base = orthonormal(np.concatenate([np.ones((len(z), 1)), z], axis=1))
-    added = np.full(d, np.nan) if stddev is None or k > 1 else np.add(*posterior_variance(x, base, stddev[known]))
+    # scans of one person are not so many people
+    free = max(1, n_people - base.shape[1] - k)
+    slopes = _slopes(codes, x, base, blocks, free, None if stddev is None else stddev[known]) if k == 1 else None
     of_all: dict[str, Any] = {"variable": variable.name, "people": n_people, "scans": len(codes)}
     rows = []
     for index in range(d):
         f = found.statistic[index] ** 2 if k == 1 else found.statistic[index]
         own: dict[str, Any] = {
             "statistic": float(found.statistic[index]),
-            "r": math.sqrt(f * k / (f * k + found.degrees)) if math.isfinite(f) else 1.0,
+            "r": _correlation(f * k, free),
             "p": float(found.p[index]),
             "p_family": float(found.p_family[index]),
             "p_bonferroni": min(1.0, d * float(found.p[index])),
-            "p_model": float(stats.f.sf(f, k, found.degrees)),
+            "p_model": float(stats.f.sf(f, k, free)),
         }
-        if k == 1:
+        if slopes is not None:
             own["r"] = math.copysign(own["r"], found.statistic[index])
-            # rows of one person are not so many people
             own["r_low"], own["r_high"] = fisher_interval(own["r"], n_people - base.shape[1])
-            own |= _slope(codes[:, index], x, base, blocks)
-            own["stderr_posterior"] = math.sqrt(own["stderr"] ** 2 + added[index])
+            own |= {name: float(values[index]) for name, values in slopes.items()}
         rows.append(Association(dimension=index, **of_all, **own))
-    p = found.p_joint
-    r = math.sqrt(found.joint / k)
+    p, share = found.p_joint, found.joint / k
+    r = _correlation(found.degrees * share / (1 - share), free) if share < 1 else math.sqrt(share)
     rows.append(Association(dimension=JOINT, statistic=found.joint, r=r, p=p, p_family=p, p_bonferroni=p, **of_all))
     return rows
+
+
+def _correlation(explained: float, free: int) -> float:
+    """√R² of what is explained, in units of the residual's variance."""
+    return math.sqrt(explained / (explained + free)) if math.isfinite(explained) else 1.0
 
 
 def fisher_interval(r: float, free: int) -> tuple[float, float]:
@@ -323,42 +333,54 @@ def fisher_interval(r: float, free: int) -> tuple[float, float]:
     return math.tanh(math.atanh(r) - reach), math.tanh(math.atanh(r) + reach)
 
 
-def posterior_variance(x: Numbers, base: Numbers, stddev: Numbers) -> tuple[Numbers, Numbers]:
+def posterior_variance(
+    x: Numbers, base: Numbers, stddev: Numbers, visits: Visits | None = None, ratio: float = 0.0
+) -> tuple[Numbers, Numbers]:
     """What drawing codes from their posteriors adds to the variance of slopes, (d,): between draws, and within them.
 
     With a the row of the pseudo-inverse of the model that gives the slope, draws of it differ by Σ aᵢ² sᵢ², and their
-    own variance grows on average by Σ aᵢ² times Σ (1 − hᵢ) sᵢ² / (n − c − 2), hᵢ being the leverage of scan i.
+    own variance grows on average by Σ aᵢ² times Σ (1 − hᵢ) sᵢ² / (n − c − 2), hᵢ being the leverage of scan i. Of a
+    mixed model a and h are those of whitened columns, which whitening takes back to scans.
 
     Args:
         x: (n, 1).
         base: (n, c + 1): columns that the intercept and the covariates span.
         stddev: (n, d): of the posteriors.
+        visits: Whose scans, where people have several.
+        ratio: Of the variance between people to that of visits.
     """
     full = np.concatenate([base, x], axis=1)
-    inverse = np.linalg.pinv(full)
-    leverage = np.einsum("ni,in->n", full, inverse)
+    weigh = (lambda columns: columns) if visits is None else (lambda columns: visits.whiten(columns, ratio))
+    inverse = np.linalg.pinv(weigh(full))
+    kept = np.ones(len(x))
+    if visits is not None:
+        kept -= (ratio / (1 + visits.counts * ratio))[visits.whose]
+    leverage = np.einsum("ni,in->n", weigh(weigh(full)), weigh(inverse.T).T)
     squares = np.square(stddev, dtype=np.float64)
-    slope = np.square(inverse[-1])
-    return slope @ squares, slope.sum() * ((1 - leverage) @ squares) / (len(x) - full.shape[1])
+    slope = np.square(weigh(inverse[-1:].T)[:, 0])
+    within = np.square(inverse[-1]).sum() * ((kept - leverage) @ squares) / (len(x) - full.shape[1])
+    return slope @ squares, within
 
 
-def _slope(y: Numbers, x: Numbers, base: Numbers, people: NDArray[np.str_] | None) -> dict[str, float]:
-    """A slope's fields of an `Association`; people are given where some have several visits."""
-    import statsmodels.api as sm
-    from statsmodels.tools.sm_exceptions import ConvergenceWarning
-
-    full = np.concatenate([base, x], axis=1)
-    with warnings.catch_warnings():
-        for kind in (ConvergenceWarning, RuntimeWarning, UserWarning):  # at an edge, as of people who do not differ
-            warnings.simplefilter("ignore", kind)
-        if people is None:
-            fit = sm.OLS(y, full).fit()
-            reach = float(stats.t.ppf(0.5 + LEVEL / 2, fit.df_resid))
-            slope, stderr, p = float(fit.params[-1]), float(fit.bse[-1]), float(fit.pvalues[-1])
-        else:
-            fit = sm.MixedLM(y, full, groups=people).fit(reml=True)
-            place = full.shape[1] - 1
-            slope, stderr, p = float(fit.params[place]), float(fit.bse[place]), float(fit.pvalues[place])
-            reach = float(stats.norm.ppf(0.5 + LEVEL / 2))
-    low, high = slope - reach * stderr, slope + reach * stderr
-    return {"slope": slope, "stderr": stderr, "low": low, "high": high, "p_model": p}
+def _slopes(
+    y: Numbers, x: Numbers, base: Numbers, people: NDArray[np.str_] | None, free: int, stddev: Numbers | None
+) -> dict[str, Numbers]:
+    """Slopes' fields of `Association`, (d,) each; people are given where some have several visits."""
+    full, d = np.concatenate([base, x], axis=1), y.shape[1]
+    visits = None if people is None else Visits.of(people)
+    ratios = np.zeros(d) if visits is None else visits.ratios(full, y)
+    found = np.full((3, d), np.nan)
+    for index, ratio in enumerate(ratios):
+        columns, outcome = full, y[:, index : index + 1]
+        if visits is not None:
+            columns, outcome = visits.whiten(full, ratio), visits.whiten(outcome, ratio)
+        inverse = np.linalg.pinv(columns)
+        slopes = inverse @ outcome
+        variance = np.square(outcome - columns @ slopes).sum() / (len(y) - full.shape[1])
+        found[:2, index] = slopes[-1, 0], variance * np.square(inverse[-1]).sum()
+        if stddev is not None:
+            found[2, index] = np.add(*posterior_variance(x, base, stddev[:, [index]], visits, ratio))[0]
+    slope, squared, added = found
+    reach = float(stats.t.ppf(0.5 + LEVEL / 2, free)) * np.sqrt(squared)
+    ends = {"low": slope - reach, "high": slope + reach}
+    return {"slope": slope, "stderr": np.sqrt(squared), "stderr_posterior": np.sqrt(squared + added), **ends}

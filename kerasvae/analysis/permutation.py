@@ -10,7 +10,13 @@ Family-wise error over the outcomes is controlled by the largest statistic of ea
 Resampling-Based Multiple Testing, section 2.8), which needs no assumption about how outcomes go together.
 
 People with several visits are exchanged as a whole, each with those who have as many (whole-block exchangeability:
-Winkler et al. 2015, Multi-level block permutation, NeuroImage 123:253, section "Exchangeability blocks").
+Winkler et al. 2015, Multi-level block permutation, NeuroImage 123:253, section "Exchangeability blocks"). That alone
+does not move what goes with the variable within people: visits at the same distances are the same whoever had them. So
+what a person's visits differ from their mean by is turned about, all together and at random (sign flipping: Winkler et
+al. 2014, section "Permutations and sign flipping"). This supposes that without the variable it is as often the reverse,
+whatever the dependence between visits: true of two visits that might have been the other way round, and of slopes of
+people's own around the mean's. The statistic is that of generalised least squares with an intercept for each person, of
+a variance ratio of each outcome's own; `kerasvae.analysis.statistic` says how it is chosen.
 """
 
 from __future__ import annotations
@@ -22,6 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kerasvae.analysis.statistic import Statistic
+from kerasvae.analysis.visits import Visits
 from kerasvae.errors import ArgumentError
 
 __all__ = ["SAME", "Permuted", "orders", "orthonormal", "permute"]
@@ -29,6 +37,8 @@ __all__ = ["SAME", "Permuted", "orders", "orthonormal", "permute"]
 Numbers = NDArray[np.float64]
 CHUNK = 2**21
 """Numbers of one matrix that is permuted at once."""
+FEWEST = 20
+"""Arrangements of a variable over people with visits: with fewer p is above 0.05 whatever the outcomes."""
 SAME = 1e-9
 """Statistics that differ by less, relatively, are the same: else those that tie would differ by how they are summed."""
 
@@ -38,7 +48,8 @@ class Permuted:
     """What a variable has to do with d outcomes.
 
     Args:
-        statistic: (d,): Student's t for one column, its sign that of the slope; F for several.
+        statistic: (d,): Student's t for one column, its sign that of the slope; F for several. With blocks those of
+            generalised least squares.
         degrees: Degrees of freedom of the residual.
         p: (d,): of each outcome alone, two-sided.
         p_family: (d,): the same, with the family-wise error over the d outcomes controlled.
@@ -46,7 +57,6 @@ class Permuted:
             there are not more residual degrees of freedom than outcomes.
         p_joint: Its p.
         permutations: How many were drawn.
-        possible: How many different ones there are.
     """
 
     statistic: Numbers
@@ -56,7 +66,6 @@ class Permuted:
     joint: float
     p_joint: float
     permutations: int
-    possible: float
 
 
 def permute(
@@ -69,6 +78,7 @@ def permute(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     watch: Callable[[Numbers], None] | None = None,
+    name: str = "The variable",
 ) -> Permuted:
     """Test a variable against many outcomes at once. An intercept is added.
 
@@ -76,81 +86,83 @@ def permute(
         outcomes: Y, (n, d).
         variable: X, (n,) or (n, k): numbers, or indicators of a category's levels but one.
         covariates: Z, (n, c); None: the intercept alone.
-        blocks: (n,): whom each row is of, where some have several; they are exchanged as a whole, rows in their order.
+        blocks: (n,): whom each row is of, where some have several; they are exchanged as a whole, rows in their order,
+            and differences between them turned about.
         permutations: How many to draw. The least p is 1 / (1 + permutations).
         seed: Of the draws.
         progress: Told how many are done.
         watch: Given the statistics of a few permutations, (m, d), as `Permuted.statistic` has those of the true order;
             for what is not asked of each outcome alone, such as the size of clusters.
+        name: Of the variable, for errors.
 
     Returns:
         See `Permuted`.
 
     Raises:
         ArgumentError: If a number is not finite, lengths differ, the variable is a mix of the covariates, no degrees of
-            freedom are left, or there is nothing to exchange.
+            freedom are left, there is nothing to exchange, or the number of rows a person has decides the variable.
     """
     y, x, z = _checked(outcomes, variable, covariates)
     n, d = y.shape
-    basis = orthonormal(z)
-    y, scale = y - basis @ (basis.T @ y), np.square(y).sum(axis=0)
+    base = orthonormal(z)
+    y, scale = y - base @ (base.T @ y), np.square(y).sum(axis=0)
     y[:, np.square(y).sum(axis=0) <= SAME**2 * scale] = 0.0  # what is left of an outcome that covariates explain
-    across = x - basis @ (basis.T @ x)
+    across = x - base @ (base.T @ x)
     along = orthonormal(across, least=x)
     k = along.shape[1]
-    degrees = n - basis.shape[1] - k
+    degrees = n - base.shape[1] - k
     if k < x.shape[1]:
-        raise ArgumentError("The variable", rule="be no mix of the covariates", got="one", fix="Leave a covariate out")
+        raise ArgumentError(name, rule="be no mix of the covariates", got="one", fix="Leave a covariate out")
     if degrees < 1:
         rule = f"leave residual degrees of freedom of {n} rows"
         raise ArgumentError("The model", rule=rule, got=f"{degrees}", fix="Use fewer covariates, or more people")
-    length = np.square(y).sum(axis=0)
+    known = None if blocks is None else np.asarray(blocks)
+    if known is not None:
+        _refuse_fixed(x, _groups(n, known), name)
     span = orthonormal(y)
-    whole = 0 < span.shape[1] < degrees
-    both_outcomes = np.concatenate([y, span], axis=1) if whole else y
-
-    def statistics(permuted: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-        """Of m permuted pairs of bases, (m, k + c, n): F of each outcome, (m, d), the joint statistic, (m,), signs."""
-        shadow, spanned = np.split(permuted @ both_outcomes, [d], axis=2)
-        explained = np.square(shadow[:, :k]).sum(axis=1)
-        left = np.maximum(length - np.square(shadow[:, k:]).sum(axis=1), 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            f = np.nan_to_num((explained / k) / (np.maximum(left - explained, 0.0) / degrees), nan=0.0, posinf=np.inf)
-        signs = np.sign(turn * shadow[:, 0])
-        if not whole:
-            return f, np.full(len(permuted), np.nan), signs
-        ours, others = spanned[:, :k], spanned[:, k:]
-        within = np.eye(span.shape[1]) - others.transpose(0, 2, 1) @ others
-        return f, np.einsum("mkd,mdk->m", ours, np.linalg.solve(within, ours.transpose(0, 2, 1))), signs
-
-    both = np.concatenate([along, basis], axis=1).T
+    span = span if 0 < span.shape[1] < degrees else span[:, :0]
+    test = Statistic.of(y, span, np.concatenate([base, along], axis=1), k, None if known is None else Visits.of(known))
     turn = along[:, 0] @ across[:, 0]
-    (f,), (joint,), (signs,) = statistics(both[None])
+    (f,), (signs,), (joint,) = test(np.arange(n)[None])
     alone, family, together = np.zeros(d), np.zeros(d), 0
     bound = f * (1 - SAME)
     rng = np.random.default_rng(seed)
-    few = max(1, CHUNK // max(both.size, len(both) * d))
-    known = None if blocks is None else np.asarray(blocks)
+    few = max(1, CHUNK // max(test.size, (n - degrees) * d))
     done = 0
     for order in orders(n, permutations, rng, blocks=known, few=few):
-        found, joints, turned = statistics(both[:, order].transpose(1, 0, 2))
+        found, turned, joints = test(order, rng)
         if watch is not None:
-            watch(np.sqrt(found) * turned if k == 1 else found)
+            watch(np.sqrt(found) * np.sign(turn * turned) if k == 1 else found)
         alone += (found >= bound).sum(axis=0)
         family += (found.max(axis=1)[:, None] >= bound).sum(axis=0)
         together += int((joints >= joint * (1 - SAME)).sum())
         done += len(order)
         progress(done, permutations)
     return Permuted(
-        statistic=np.sqrt(f) * signs if k == 1 else f,
+        statistic=np.sqrt(f) * np.sign(turn * signs) if k == 1 else f,
         degrees=degrees,
         p=(1 + alone) / (1 + permutations),
         p_family=(1 + family) / (1 + permutations),
         joint=float(joint),
-        p_joint=(1 + together) / (1 + permutations) if whole else math.nan,
+        p_joint=(1 + together) / (1 + permutations) if span.shape[1] else math.nan,
         permutations=permutations,
-        possible=_possible(n, known),
     )
+
+
+def _refuse_fixed(x: Numbers, groups: list[NDArray[np.intp]], name: str) -> None:
+    """Refuse a variable, (n, k), that has hardly another arrangement over people with as many visits each."""
+    log, moving = 0.0, np.empty_like(x)
+    for group in groups:
+        values = x[group]  # (people, visits, k)
+        moving[group] = values - values.mean(axis=(0, 1))
+        _, alike = np.unique(values.reshape(len(group), -1), axis=0, return_counts=True)
+        log += math.lgamma(len(group) + 1) - sum(math.lgamma(count + 1) for count in alike)
+        log += math.log(2) * int((np.ptp(values, axis=1) > 0).any(axis=1).sum())
+    fixed = orthonormal(moving, least=x).shape[1] < x.shape[1]
+    if fixed or log < math.log(FEWEST):
+        rule = "vary among people who have as many scans as one another, as these are exchanged"
+        got = "what their number of scans decides" if fixed else f"{math.exp(log):.0f} different arrangements"
+        raise ArgumentError(name, rule=rule, got=got, fix="Keep one scan of each person")
 
 
 def orders(
@@ -192,12 +204,6 @@ def _groups(n: int, blocks: NDArray | None) -> list[NDArray[np.intp]]:
         rows.setdefault(block, []).append(row)
     sizes = sorted({len(each) for each in rows.values()})
     return [np.array([each for each in rows.values() if len(each) == size]) for size in sizes]
-
-
-def _possible(n: int, blocks: NDArray | None) -> float:
-    """Different orders, as far as a number goes."""
-    log = sum(math.lgamma(len(group) + 1) for group in _groups(n, blocks))
-    return round(math.exp(log)) if log < 36 else (math.exp(log) if log < 700 else math.inf)
 
 
 def _checked(

@@ -15,6 +15,7 @@ from kerasvae.analysis.design import column_of, model_of, term_of
 from kerasvae.analysis.latents import Latents
 from kerasvae.analysis.maps.slopes import contrasts_of
 from kerasvae.analysis.permutation import orthonormal, permute
+from kerasvae.analysis.visits import Visits
 from kerasvae.errors import ArgumentError
 
 N, D = 60, 4
@@ -112,6 +113,68 @@ def test_people_with_two_visits_have_a_mixed_model():
     assert (row.people, row.scans) == (n, 2 * n)
     assert row.p == permute(codes, x[person], blocks=person, permutations=100).p[0]
     assert (row.r_low, row.r_high) == fisher_interval(row.r, n - 1)
+
+
+def test_slope_sign_and_p_of_visits_agree():
+    """Between people the variable falls and within them it rises: slope, interval and r are those of the mixed model,
+    and p is of the same statistic."""
+    rng = np.random.default_rng(3)
+    person = np.repeat(np.arange(40), 3)
+    start, since = rng.uniform(20, 70, 40)[person], np.tile([0.0, 2.0, 4.0], 40)
+    trait = 0.6 * rng.normal(size=(40, 2))[person]
+    codes = trait + 0.02 * rng.normal(size=(120, 2)) + (0.05 * since - 0.03 * start)[:, None] * [1, -1]
+    age = term_of("age", cells(start + since))
+    rows = associate(codes, [f"sub-{i}" for i in person], [age], permutations=999)
+    for row, sign in zip(rows, (1, -1), strict=False):
+        fit = sm.MixedLM(codes[:, row.dimension], sm.add_constant(age.values), groups=person).fit(reml=True)
+        assert row.slope == pytest.approx(fit.fe_params[1], rel=1e-4)
+        assert row.stderr == pytest.approx(fit.bse_fe[1], rel=0.02)
+        assert row.low == pytest.approx(row.slope - stats.t.ppf(0.975, 38) * row.stderr)
+        assert (np.sign(row.slope), np.sign(row.r), np.sign(row.statistic)) == (sign, sign, sign)
+        assert row.low * row.high > 0 < row.r_low * row.r_high
+        assert row.statistic == pytest.approx(row.slope / row.stderr, rel=0.1)  # of one variance ratio in 32
+        assert (row.p, row.p_family) == (0.001, 0.001)
+    assert rows[-1].p == 0.001
+
+
+def test_normal_p_of_a_category_of_three_with_visits():
+    """It finds what is not there as often as it says: scans that count for people find it in half of all."""
+    rng = np.random.default_rng(1)
+    person = np.repeat(np.arange(45), 4)
+    group = term_of("group", ["abc"[i % 3] for i in person])
+    codes = rng.normal(size=(45, 300))[person] + 0.3 * rng.normal(size=(180, 300))
+    rows = associate(codes, [f"sub-{i}" for i in person], [group], permutations=19)
+    low, high = stats.binom.interval(0.999, 300, 0.05)
+    assert low <= sum(row.p_model <= 0.05 for row in rows) <= high
+    scans = [stats.f_oneway(*(column[np.array([i % 3 for i in person]) == g] for g in range(3))).pvalue
+             for column in codes.T]  # fmt: skip
+    assert sum(p <= 0.05 for p in scans) > 100
+
+
+def test_a_variable_that_visits_decide_is_named():
+    group = term_of("group", ["control"] * 15 + ["patient"] * 30)
+    people = [f"sub-{i}" for i in [*range(15), *np.repeat(np.arange(15, 30), 2)]]
+    with pytest.raises(ArgumentError, match=r"group must vary among people .* Keep one scan of each person"):
+        associate(np.random.default_rng(0).normal(size=(45, 2)), people, [group], permutations=9)
+
+
+def test_the_uncertainty_of_codes_with_visits_is_that_of_draws():
+    """Draws fitted with the covariance written out, its ratio known."""
+    rng = np.random.default_rng(6)
+    person = np.repeat(np.arange(20), np.r_[np.full(10, 1), np.full(10, 3)])
+    n, ratio = len(person), 1.5
+    x, base = rng.normal(size=(n, 1)), orthonormal(np.c_[np.ones(n), rng.normal(size=n)])
+    stddev = rng.uniform(0.3, 1.5, (n, 1))
+    inverse = np.linalg.inv(np.eye(n) + ratio * (person[:, None] == person))
+    full = np.c_[base, x]
+    solve = np.linalg.inv(full.T @ inverse @ full)
+    noise = stddev * rng.normal(size=(n, 20_000))
+    slopes = solve @ full.T @ inverse @ noise
+    left = noise - full @ slopes
+    within = np.einsum("ij,ik,kj->j", left, inverse, left) / (n - 3) * solve[-1, -1]
+    between, inside = posterior_variance(x, base, stddev, Visits.of(person), ratio)
+    assert between[0] == pytest.approx(slopes[-1].var(), rel=0.05)
+    assert inside[0] == pytest.approx(within.mean(), rel=0.02)
 
 
 def test_the_uncertainty_of_codes_is_that_of_draws(cohort):

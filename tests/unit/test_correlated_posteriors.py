@@ -37,7 +37,7 @@ def made(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("spread") / "latents.tsv"
     write_rows(path, rows)
     codes = read_codes(path, D)
-    latents = Latents(NAMES, tuple(codes.roles), codes.means, codes.stddev, {}, ("n/a",) * N, codes.root)
+    latents = Latents(NAMES, tuple(codes.roles), codes.means, codes.stddev, {}, ("n/a",) * N, root=codes.root)
     return latents, posterior.draw(parameters, DRAWS, tf.constant([1, 2]))[0].numpy().astype(float)
 
 

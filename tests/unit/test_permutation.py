@@ -11,6 +11,8 @@ from nilearn.mass_univariate import permuted_ols
 from scipy import stats
 
 from kerasvae.analysis.permutation import orders, permute
+from kerasvae.analysis.statistic import RATIOS
+from kerasvae.analysis.visits import Visits
 from kerasvae.errors import ArgumentError
 
 N, D = 40, 5
@@ -91,7 +93,6 @@ def test_p_is_the_share_of_all_orders():
     family = (every[:, :2].max(axis=1)[:, None] >= here[:2] * (1 - 1e-9)).mean(axis=0)
     draws = 40_000
     found = permute(y, x, z, permutations=draws)
-    assert found.possible == 720
     assert found.joint == pytest.approx(here[2], rel=1e-9)
     for value, known in zip([*found.p, *found.p_family, found.p_joint], [*exact[:2], *family, exact[2]], strict=True):
         assert abs(value - known) < 4.5 * math.sqrt(known * (1 - known) / draws) + 1 / draws
@@ -145,19 +146,146 @@ def test_blocks_move_as_a_whole():
     assert (found[:, 6:] == [6, 7, 8]).all()
 
 
-def test_repeated_visits_need_blocks():
-    """Three visits of each of 20 people, a variable of the person: rows taken for people find it far too often."""
-    rng = np.random.default_rng(5)
+def reml(y, x, z, same):
+    """F of the likeliest ratio of variances for each outcome, and Pillai's trace of that for all; dense matrices."""
+    n, full = len(y), np.c_[z, x]
+    free = n - full.shape[1]
+    singles, joints = [], []
+    for ratio in RATIOS:
+        v = np.eye(n) + ratio * same
+        inverse = np.linalg.inv(v)
+
+        def left(columns, inverse=inverse):
+            fit = np.linalg.solve(columns.T @ inverse @ columns, columns.T @ inverse @ y)
+            return (y - columns @ fit).T @ inverse @ (y - columns @ fit)
+
+        whole, reduced = left(full), left(z)
+        size = np.linalg.slogdet(v)[1] + np.linalg.slogdet(full.T @ inverse @ full)[1]
+        f = (np.diag(reduced) / np.diag(whole) - 1) * free / x.shape[1]
+        singles.append(np.c_[size + free * np.log(np.diag(whole)), f])
+        trace = np.trace(np.linalg.solve(reduced, reduced - whole))
+        joints.append((y.shape[1] * size + free * np.linalg.slogdet(whole)[1], trace))
+    singles = np.array(singles)
+    best = singles[:, :, 0].argmin(axis=0)
+    return singles[best, np.arange(y.shape[1]), 1], min(joints)[1]
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_with_visits_each_permutation_has_the_likeliest_mixed_model(k):
+    """Beside residuals that are moved and fitted with the covariance written out."""
+    rng = np.random.default_rng(k)
+    people = rng.permutation(np.repeat(np.arange(18), np.r_[np.full(6, 1), np.full(7, 2), np.full(5, 3)]))
+    n = len(people)
+    same = (people[:, None] == people).astype(float)
+    z = np.c_[np.ones(n), rng.normal(size=n)]
+    x = rng.normal(size=(18, k))[people] + 0.5 * rng.normal(size=(n, k))
+    y = rng.normal(size=(18, 3))[people] * [0.2, 1, 3] + rng.normal(size=(n, 3)) + 0.3 * x[:, :1]
+    seen = []
+    found = permute(y, x, z[:, 1:], blocks=people, permutations=12, seed=4, watch=seen.append)
+    f, joint = reml(y, x, z, same)
+    np.testing.assert_allclose(found.statistic ** (2 if k == 1 else 1), f, rtol=1e-6)
+    assert found.joint == pytest.approx(joint, rel=1e-6)
+
+    visits = Visits.of(people)
+    ratios = visits.ratios(z, y)  # beside statsmodels in test_visits.py
+    inverses = [np.linalg.inv(np.eye(n) + ratio * same) for ratio in ratios]
+    left = np.stack([y[:, i] - z @ np.linalg.solve(z.T @ v @ z, z.T @ v @ y[:, i]) for i, v in enumerate(inverses)], 1)
+    draws = np.random.default_rng(4)
+    (every,) = orders(n, 12, draws, blocks=people)
+    signs = draws.choice([-1.0, 1.0], size=(12, 18))[:, people]  # as numbers of people go, names and numbers are one
+    average = same / same.sum(axis=1, keepdims=True)
+    for row, order, sign in zip(np.concatenate(seen), every, signs, strict=True):
+        back = np.argsort(order)
+        moved = (average @ left + sign[:, None] * (left - average @ left))[back]
+        np.testing.assert_allclose(row ** (2 if k == 1 else 1), reml(moved, x, z, same)[0], rtol=1e-6)
+
+
+def test_a_slope_within_people_is_found_beside_its_opposite_between_them():
+    """Older people lie lower, and each of them rises, at visits that lie as far apart of all."""
+    rng = np.random.default_rng(1)
+    people = np.repeat(np.arange(40), 3)
+    start, since = rng.uniform(20, 70, 40)[people], np.tile([0.0, 2.0, 4.0], 40)
+    outcome = -0.03 * start + 0.05 * since + 0.6 * rng.normal(size=40)[people] + 0.02 * rng.normal(size=120)
+    found = permute(outcome[:, None], start + since, blocks=people, permutations=999)
+    assert found.statistic[0] > 10
+    assert (found.p[0], found.p_joint) == (0.001, 0.001)
+    assert permute(outcome[:, None], start + since, permutations=999).statistic[0] < -3
+
+
+def test_power_within_people():
+    rng = np.random.default_rng(3)
+    people, found = np.repeat(np.arange(30), 3), []
+    for draw in range(20):
+        age = (rng.uniform(50, 60, 30)[:, None] + [0, 2, 4]).ravel()
+        outcome = 0.05 * age + rng.normal(size=30)[people] + 0.1 * rng.normal(size=90)
+        found.append(permute(outcome[:, None], age, blocks=people, permutations=99, seed=draw).p[0] <= 0.05)
+    assert all(found)
+
+
+def _of_people(rng, people):
+    return rng.normal(size=people.max() + 1)[people]
+
+
+def _of_visits(rng, people):
+    return rng.normal(size=len(people))
+
+
+def _age(rng, people):
+    """Visits as far apart of all, and slopes of people's own, which no covariance of the model has."""
+    return rng.uniform(20, 70, people.max() + 1)[people] + 2.0 * (np.arange(len(people)) % 3)
+
+
+def _few(rng, people):
+    return (people < 5).astype(float)
+
+
+@pytest.mark.parametrize("variable", [_of_people, _of_visits, _age, _few])
+def test_rates_with_visits_are_those_promised(variable):
+    """Three visits of 20 people, four outcomes whose people differ from not at all to much; skewed where few differ."""
+    rng = np.random.default_rng(8)
     people = np.repeat(np.arange(20), 3)
-    naive, blocked = [], []
+    alone, family, joint = [], [], []
+    for draw in range(200):
+        x = variable(rng, people)
+        noise = rng.exponential if variable is _few else rng.normal
+        outcomes = (noise(size=(20, 4)) * [0, 0.5, 1, 3])[people] + noise(size=(60, 4))
+        if variable is _age:
+            outcomes += (0.3 * rng.normal(size=(20, 4)))[people] * (np.arange(60) % 3)[:, None]
+        found = permute(outcomes, x, blocks=people, permutations=199, seed=draw)
+        alone.append(found.p[0] <= 0.05)
+        family.append(found.p_family.min() <= 0.05)
+        joint.append(found.p_joint <= 0.05)
+    low, high = stats.binom.interval(0.999, 200, 0.05)
+    for values in (alone, family, joint):
+        assert low <= sum(values) <= high
+
+
+def test_what_the_number_of_visits_decides_is_refused():
+    """No exchange of people with as many visits changes it."""
+    people = np.r_[np.arange(15), np.repeat(np.arange(15, 30), 2)]
+    patient = (people >= 15).astype(float)
+    outcomes = np.random.default_rng(0).normal(size=(45, 2)) + 4 * patient[:, None]
+    words = "group must vary among people .* received what their number of scans decides. Keep one scan of each person"
+    with pytest.raises(ArgumentError, match=words):
+        permute(outcomes, patient, blocks=people, name="group")
+    levels = np.c_[patient, np.arange(45) % 2 * (people < 15)]
+    with pytest.raises(ArgumentError, match="what their number of scans decides"):
+        permute(outcomes, levels, blocks=people)
+    one = patient.copy()
+    one[0] = 1
+    with pytest.raises(ArgumentError, match="received 15 different arrangements"):
+        permute(outcomes, one, blocks=people)
+
+
+def test_repeated_visits_need_blocks():
+    """Rows taken for people find a variable of the person far too often; what blocks do is above."""
+    rng = np.random.default_rng(5)
+    people, found = np.repeat(np.arange(20), 3), []
     for draw in range(150):
         variable = rng.normal(size=20)[people]
         outcome = (rng.normal(size=20)[people] + 0.5 * rng.normal(size=60))[:, None]
-        naive.append(permute(outcome, variable, permutations=199, seed=draw).p[0] <= 0.05)
-        blocked.append(permute(outcome, variable, blocks=people, permutations=199, seed=draw).p[0] <= 0.05)
-    low, high = stats.binom.interval(0.999, 150, 0.05)
-    assert low <= sum(blocked) <= high
-    assert sum(naive) > 30
+        found.append(permute(outcome, variable, permutations=199, seed=draw).p[0] <= 0.05)
+    assert sum(found) > 30
 
 
 @pytest.mark.parametrize(
@@ -168,7 +296,10 @@ def test_repeated_visits_need_blocks():
         ({"variable": np.ones(N)}, "The variable must be no mix of the covariates"),
         ({"covariates": np.eye(N)}, "must be no mix"),
         ({"covariates": np.eye(N)[:, : N - 2]}, "must leave residual degrees of freedom"),
-        ({"blocks": np.zeros(N)}, "people or more with as many rows"),
+        (
+            {"blocks": np.zeros(N)},
+            "must vary among people .* received 2 different arrangements. Keep one scan of each person",
+        ),
         ({"blocks": np.zeros(3)}, "blocks must have 40 entries"),
     ],
 )

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from kerasvae.analysis.maps.slopes import Contrast, bootstrap_slopes, residuals_of, slopes_of
+from kerasvae.analysis.maps.slopes import Contrast, bootstrap_slopes, count_people, residuals_of, slopes_of
 from kerasvae.analysis.permutation import orthonormal
 from kerasvae.types import Mask
 
@@ -92,7 +92,7 @@ class AssociationMap:
         high: Upper end.
         z: slope over its bootstrap standard error.
         r: Partial correlation of the variable with the decoded voxel (to first order), given the covariates. It is of
-            what codes hold of a voxel, and so larger than that of the voxel itself.
+            what codes hold of a voxel, and so larger than that of the voxel itself. Of several visits it counts people.
         centre: (d,): the mean code.
         code_slope: (d,): the slopes of the codes.
         bend: How far the map is from the Jacobian's, ‖map − Jb‖ / ‖map‖; 0 of a linear decoder.
@@ -155,7 +155,7 @@ def association_map(
     """
     centre, stddev = spread_of(codes)
     stddev = np.where(stddev > 0, stddev, 1.0)
-    slopes = slopes_of(codes, contrast)
+    slopes = slopes_of(codes, contrast, people)
     low_end, high_end = np.asarray(traverse(decode, centre, slopes, [-contrast.reach, contrast.reach]), np.float64)
     exact = ((high_end - low_end) / (2 * contrast.reach))[inside]
     gradient = np.ascontiguousarray(jacobian(decode, centre, np.diag(stddev))[:, inside].T)
@@ -169,8 +169,8 @@ def association_map(
         moved = gradient[part] @ offsets.T
         low[part], high[part] = exact[part] + widening * np.percentile(moved, INTERVAL, axis=1)
         error[part] = moved.std(axis=1, ddof=1)
-    left = residuals_of(codes, contrast) / stddev
-    asked = residuals_of(contrast.values[:, None], contrast)[:, 0]
+    left, asked = residuals_of(codes, contrast, people)
+    left = left / stddev
     together = gradient @ (left.T @ asked)
     scale = np.sqrt(np.einsum("vd,de,ve->v", gradient, left.T @ left, gradient, optimize=True) * (asked @ asked))
     size = float(np.linalg.norm(exact))
@@ -185,7 +185,7 @@ def association_map(
         low=image(low),
         high=image(high),
         z=image(_ratio(exact, error)),
-        r=image(_ratio(together, scale)),
+        r=image(count_people(_ratio(together, scale), contrast, people)),
         centre=centre,
         code_slope=slopes,
         bend=float(np.linalg.norm(exact - linear)) / size if size else 0.0,

@@ -1,10 +1,11 @@
-"""How codes change with a variable: slopes of least squares, and what they would be of other people.
+"""How codes change with a variable: slopes of a linear model, and what they would be of other people.
 
 The slope of each dimension on a variable, covariates held the same, is that of the residuals of both (Frisch & Waugh
 1933, Partial time regressions as compared with individual trends, Econometrica 1:387). Where people have several visits
-it is still that of least squares, with all visits; its uncertainty is not what least squares says, so people are drawn
-again with replacement, each with all visits (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapters 8.5
-and 9.5: cases, in clusters).
+all columns are first whitened for an intercept of each person (`kerasvae.analysis.visits`), by one variance ratio of
+all dimensions, as in the joint test of `kerasvae.analysis.association`: so slopes do not depend on the axes. Their
+uncertainty is not what the model says: people are drawn again with replacement, each with all visits (Efron &
+Tibshirani 1993, An Introduction to the Bootstrap, chapters 8.5 and 9.5: cases, in clusters), the ratio kept.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 
 from kerasvae.analysis.design import Term, model_of
 from kerasvae.analysis.permutation import orthonormal
+from kerasvae.analysis.visits import Visits
 from kerasvae.errors import ArgumentError
 
-__all__ = ["Contrast", "bootstrap_slopes", "contrasts_of", "residuals_of", "slopes_of"]
+__all__ = ["Contrast", "bootstrap_slopes", "contrasts_of", "count_people", "residuals_of", "slopes_of"]
 
 Numbers = NDArray[np.float64]
 
@@ -73,28 +75,38 @@ def contrasts_of(variable: Term, covariates: Sequence[Term]) -> list[Contrast]:
             covariates=tuple(term.name for term in covariates),
             reach=0.5 if level else float(x[:, index].std(ddof=1)),
         )
-        left = residuals_of(contrast.values[:, None], contrast)
-        if np.linalg.norm(left) <= 1e-8 * np.linalg.norm(contrast.values):
+        base = _basis(contrast)
+        if np.linalg.norm(_off(base, contrast.values)) <= 1e-8 * np.linalg.norm(contrast.values):
             raise ArgumentError(variable.name, rule="be no mix of the covariates", got="one", fix="Leave one out")
         found.append(contrast)
     return found
 
 
-def residuals_of(columns: Numbers, contrast: Contrast) -> Numbers:
-    """What an intercept and that which is held the same leave of columns, (m, d)."""
-    basis = _basis(contrast)
-    return np.asarray(columns - basis @ (basis.T @ columns))
-
-
-def slopes_of(codes: Numbers, contrast: Contrast) -> Numbers:
-    """Slope of each dimension, (d,), latent units for one more of the variable.
+def residuals_of(codes: Numbers, contrast: Contrast, people: Sequence[str]) -> tuple[Numbers, Numbers]:
+    """What an intercept and that which is held the same leave of codes, (m, d), and of the variable, (m,).
 
     Args:
         codes: (m, d), of the scans that are known.
         contrast: What is asked about.
+        people: (m,): whose.
     """
-    left = residuals_of(contrast.values[:, None], contrast)[:, 0]
-    return np.asarray(left @ codes / (left @ left))
+    codes, base, values = _weighed(codes, contrast, people)
+    return _off(base, codes), _off(base, values)
+
+
+def count_people(r: Numbers, contrast: Contrast, people: Sequence[str]) -> Numbers:
+    """Partial correlations of whitened scans, as as many people with one scan each would have them for the same t."""
+    if len(set(people)) == len(people):
+        return r
+    used = _basis(contrast).shape[1] + 1
+    share = max(1, len(set(people)) - used) / (len(people) - used)
+    return np.asarray(r / np.sqrt(np.square(r) + (1 - np.square(r)) * share))
+
+
+def slopes_of(codes: Numbers, contrast: Contrast, people: Sequence[str]) -> Numbers:
+    """Slope of each dimension, (d,), latent units for one more of the variable; arguments as of `residuals_of`."""
+    left, along = residuals_of(codes, contrast, people)
+    return np.asarray(along @ left / (along @ along))
 
 
 def bootstrap_slopes(
@@ -113,9 +125,10 @@ def bootstrap_slopes(
         ArgumentError: If the slope is not defined in half of them.
     """
     names, whose = np.unique(np.asarray(people), return_inverse=True)
-    left = residuals_of(contrast.values[:, None], contrast)
-    size = np.linalg.norm(left)
-    full = np.concatenate([_basis(contrast), left / size], axis=1)
+    codes, base, values = _weighed(codes, contrast, people)
+    along = _off(base, values)
+    size = np.linalg.norm(along)
+    full = np.concatenate([base, along[:, None] / size], axis=1)
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(number):
@@ -127,6 +140,22 @@ def bootstrap_slopes(
         rule, got = "have a slope among people drawn anew", f"none in {number - len(found)} of {number} draws"
         raise ArgumentError(contrast.name, rule=rule, got=got, fix="Use fewer covariates, or more people")
     return np.array(found)
+
+
+def _weighed(codes: Numbers, contrast: Contrast, people: Sequence[str]) -> tuple[Numbers, Numbers, Numbers]:
+    """Codes, an orthonormal basis of what is held the same, and the variable, whitened where people have several."""
+    base, values = _basis(contrast), contrast.values
+    if len(set(people)) == len(people):
+        return codes, base, values
+    visits = Visits.of(people)
+    full = orthonormal(np.concatenate([base, values[:, None]], axis=1))
+    ratio = visits.ratio(full, orthonormal(_off(full, codes)))
+    codes, base, values = (visits.whiten(each, ratio) for each in (codes, base, values[:, None]))
+    return codes, orthonormal(base), values[:, 0]
+
+
+def _off(base: Numbers, columns: Numbers) -> Numbers:
+    return np.asarray(columns - base @ (base.T @ columns))
 
 
 def _basis(contrast: Contrast) -> Numbers:
