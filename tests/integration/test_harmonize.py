@@ -77,7 +77,8 @@ def command(monkeypatch, *arguments):
 def test_the_files_and_the_words(folder):
     said = "\n".join(harmonize_run(load_run(folder), "site", ["age", "sex"], permutations=19).describe())
     report = json.loads((folder / "harmonization.json").read_text())
-    assert report["sites"] == {"A": {"scans_fitted": 36, "people_judged": 24}, "B": report["sites"]["A"]}
+    of_each = {"scans_fitted": 36, "people_judged": 24, "people_scored": 24}
+    assert report["sites"] == {"A": of_each, "B": of_each}
     spaces = {(space["name"], space["harmonized"]): space for space in report["spaces"]}
     assert list(spaces) == [
         ("latents", False), ("latents", True), ("PCA of voxels", False), ("PCA of voxels", True), ("kept alone", False),
@@ -92,7 +93,9 @@ def test_the_files_and_the_words(folder):
     assert spaces["latents", True]["measures"] == {"age": "r", "sex": "AUC"}
     assert spaces["kept alone", False]["kept"] == {}
     assert "ComBat, fitted to 72 scans of 2 sites. What codes tell of 48 other people" in said
+    assert "(site: scored on 48 people, 24 of A, 24 of B):" in said
     assert "latents after ComBat: site 0." in said
+    assert "ComBat took site out: the codes told it before and do no longer" in said
 
 
 def test_codes_and_their_spread(folder, monkeypatch, capsys):

@@ -22,6 +22,7 @@ from kerasvae.analysis.design import column_of
 from kerasvae.analysis.latents import Latents, read_latents
 from kerasvae.analysis.sites.combat import ComBat
 from kerasvae.analysis.sites.judged import Parts, Space, kept_alone, principal, spaces_of
+from kerasvae.analysis.sites.outcome import outcome_of, scored_of, who_is_scored
 from kerasvae.covariates import MISSING
 from kerasvae.errors import ArgumentError, ModelError, RunError, nearest
 from kerasvae.training.run import Run, write_json, write_table
@@ -47,7 +48,8 @@ class Harmonized:
     Args:
         path: Of the harmonised codes.
         site: Column.
-        sites: Of each, how many scans were fitted to, and how many people judged.
+        sites: Of each, how many scans were fitted to, how many people judged, and on how many of these the site was
+            scored: none where there are fewer than five, or of one site alone.
         left_out: Scans whose site, or what is kept of them, is not known.
         spaces: What can be read from codes, before and after.
     """
@@ -64,15 +66,26 @@ class Harmonized:
         return own | {"spaces": [vars(space) for space in self.spaces]}
 
     def describe(self) -> list[str]:
-        """Whom the figures are of, and a line for each kind of codes."""
-        fitted, judged = (sum(site[name] for site in self.sites.values()) for name in ("scans_fitted", "people_judged"))
+        """Whom the figures are of, a line for each kind of codes, and what ComBat did."""
+        fitted = sum(site["scans_fitted"] for site in self.sites.values())
+        judged = {name: site["people_judged"] for name, site in self.sites.items()}
         without = (
             f"; {self.left_out} scans without a site or without what is kept are left out" if self.left_out else ""
         )
+        by = {(space.name, space.harmonized): space for space in self.spaces}
+        before, after, alone = (by.get(each) for each in (("latents", False), ("latents", True), ("kept alone", False)))
+        found = outcome_of(
+            self.site,
+            before.reading if before else None,
+            after.reading if after else None,
+            alone.site_accuracy if alone else None,
+            judged,
+        )
         return [
-            f"ComBat, fitted to {fitted} scans of {len(self.sites)} sites{without}. What codes tell of {judged} other "
-            "people, in cross-validation:",
-            *(f"  {space.describe()}" for space in self.spaces),
+            f"ComBat, fitted to {fitted} scans of {len(self.sites)} sites{without}. What codes tell of "
+            f"{sum(judged.values())} other people, in cross-validation ({who_is_scored(self.site, judged)}):",
+            *(f"  {space.describe(self.site)}" for space in self.spaces),
+            " ".join(filter(None, (found.text, found.advice))),
         ]
 
 
@@ -125,6 +138,9 @@ def harmonize_run(
         }
         for name in combat.sites
     }
+    scored = scored_of({name: each["people_judged"] for name, each in counts.items()})
+    for name, each in counts.items():
+        each["people_scored"] = scored.get(name, 0)
     found = Harmonized(run.path / "latents_harmonized.tsv", site, counts, len(known) - int(known.sum()), spaces)
     write_table(found.path, made, list(rows[0]))
     about = {"site": site, "keep": {term.name: term.meaning for term in parts.terms}, "fitted_to": list(LEARNED)}
