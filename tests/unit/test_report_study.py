@@ -294,6 +294,22 @@ def test_how_many_it_takes_for_a_small_q_is_what_scipy_says(tmp_path, scans, cal
             assert bool(q.min() <= 0.1 + 1e-12) is enough
 
 
+def test_what_was_held_the_same_is_said_of_each_variable(tmp_path):
+    write_associations(tmp_path)
+    assert associations_view(tmp_path).content["held"] == "head_size held the same"
+    described = json.loads((tmp_path / "associations.json").read_text())
+    described["Settings"] |= {"covariates": ["age"], "held_same": {"age": [], "group": ["age"], "sex": ["age"]}}
+    (tmp_path / "associations.json").write_text(json.dumps(described))
+    content = associations_view(tmp_path).content
+    assert content["held"] == "held the same: for age nothing; for group, sex age"
+    sentences = {sentence.split(",")[0]: sentence for sentence in content["sentences"]}
+    assert "held the same" not in sentences["age"]
+    assert "age held the same" in sentences["sex"]
+    del described["Settings"]["held_same"]  # as tables of earlier versions are
+    (tmp_path / "associations.json").write_text(json.dumps(described))
+    assert associations_view(tmp_path).content == content
+
+
 @pytest.mark.parametrize(
     ("spaces", "levels"),
     [
