@@ -18,7 +18,7 @@ from kerasvae.analysis.contents import as_number
 from kerasvae.analysis.design import column_of
 from kerasvae.analysis.report.files import View, read_object, read_rows
 from kerasvae.analysis.report.verdict import Finding
-from kerasvae.analysis.words import DASH, count, number
+from kerasvae.analysis.words import DASH, count, number, significant
 from kerasvae.data import ROLES
 
 __all__ = ["associations_view", "heat_map", "read_associations"]
@@ -166,21 +166,17 @@ def _cells(row: Association) -> dict[str, str]:
     def between(low: float, high: float, digits: int) -> str:
         return f" ({number(low, digits)} to {number(high, digits)})" if math.isfinite(low) else ""
 
+    slope, low, high = map(significant, (row.slope, row.low, row.high))
     return {
         "variable": row.variable,
         "dimension": str(row.dimension),
-        "slope": DASH if math.isnan(row.slope) else f"{_figure(row.slope)} ({_figure(row.low)} to {_figure(row.high)})",
+        "slope": DASH if math.isnan(row.slope) else f"{slope} ({low} to {high})",
         "r": number(row.r, 2) + between(row.r_low, row.r_high, 2),
         "p": number(row.p, 4),
         "p_family": number(row.p_family, 4),
         "q": number(row.q, 4),
         "found": "yes" if row.p_family <= LEVEL else "",
     }
-
-
-def _figure(value: float) -> str:
-    """Three digits that tell, whatever the unit."""
-    return DASH if math.isnan(value) else f"{value:.3g}".replace("-", "−")
 
 
 def _short(name: str) -> str:
