@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Harmonized", "harmonize_images", "harmonize_run"]
 
+WHO = ("participant_id", "session_id", "role")
 LEARNED = ("train", "validation")
 """Roles of the people whom ComBat is fitted to, by the first scan of each at a site; it is judged on the others."""
 EUCLIDEAN = ("normal", "full_normal", "low_rank_normal", "ladder", "point")
@@ -101,9 +102,9 @@ def harmonize_run(
 ) -> Harmonized:
     """Take the site out of a run's codes by ComBat, and say what that did.
 
-    Writes latents_harmonized.tsv, with the columns of latents.tsv: standard deviations are divided as the codes are,
-    ``elbo_nats`` stays. latents_harmonized.json explains them and holds what `ComBat.from_config` takes, and
-    harmonization.json the report.
+    Writes latents_harmonized.tsv, with those columns of latents.tsv that are harmonised: standard deviations are
+    divided as the codes are; scores of the codes as they were stay in latents.tsv. latents_harmonized.json explains
+    them and holds what `ComBat.from_config` takes, and harmonization.json the report.
 
     Args:
         run: Finished.
@@ -142,9 +143,11 @@ def harmonize_run(
     for name, each in counts.items():
         each["people_scored"] = scored.get(name, 0)
     found = Harmonized(run.path / "latents_harmonized.tsv", site, counts, len(known) - int(known.sum()), spaces)
-    write_table(found.path, made, list(rows[0]))
+    names = [*WHO, *(name for name in rows[0] if CENTRE.fullmatch(name) or SPREAD.fullmatch(name))]
+    write_table(found.path, made, names)
     about = {"site": site, "keep": {term.name: term.meaning for term in parts.terms}, "fitted_to": list(LEARNED)}
-    described = read_json(run.path / "latents.json") | {"Harmonization": about | combat.to_config()}
+    described = {name: text for name, text in read_json(run.path / "latents.json").items() if name in names}
+    described["Harmonization"] = about | combat.to_config()
     write_json(found.path.with_suffix(".json"), described)
     write_json(run.path / "harmonization.json", found.as_json())
     return found
@@ -180,7 +183,7 @@ def _harmonized(
     codes, factors = combat.apply(latents.codes[known], site, parts.kept[known]), combat.factors(site)
     made: list[dict[str, Any]] = []
     for row, code, factor in zip(at.tolist(), codes.tolist(), factors.tolist(), strict=True):
-        made.append(dict(rows[row]))
+        made.append({name: rows[row][name] for name in WHO})
         for name, cell in rows[row].items():
             if centre := CENTRE.fullmatch(name):
                 made[-1][name] = code[int(centre[1])]
