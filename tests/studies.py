@@ -82,12 +82,13 @@ def write_maps(folder, name="age", meaning="a unit more of age", dimensions=1):
     maps.mkdir(exist_ok=True)
     slope = np.where(np.arange(SHAPE[0])[:, None, None] < 4, 1.0, -1.0) * inside()
     about = {"People": 40, "Covariates": ["sex"], "Bootstraps": 200, "Bend": 0.031, "Reach": 12.5}
+    walk = {"Values": [50 + 12.5 * p for p in POSITIONS], "CohortRange": [26.0, 75.0]}
     for kind, values in {"slope": slope, "z": 3 * slope}.items():
         write_image(maps / f"{name}_{kind}.nii.gz", values)
     (maps / f"{name}_slope.json").write_text(json.dumps(about | {"Unit": f"model units for {meaning}"}))
     base = 5.0 * inside()
     along = [
-        (name, slope, about),
+        (name, slope, about | walk),
         *((f"dimension-{i:02d}", -slope, {"StandardDeviation": 1.5}) for i in range(dimensions)),
     ]
     for each, change, own in along:

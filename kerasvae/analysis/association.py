@@ -21,7 +21,7 @@ the axes; a test of one dimension does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from kerasvae.analysis.design import Term, model_of
+from kerasvae.analysis.design import Term, held_same, model_of
 from kerasvae.analysis.latents import read_latents, refuse_told
 from kerasvae.analysis.permutation import orthonormal, permute
 from kerasvae.analysis.rotation import Kind, rotated
@@ -126,22 +126,23 @@ class Associations:
 
     Args:
         rows: One for each variable and dimension, the joint test of a variable last.
-        covariates: What was held the same.
+        held: Of each variable, what was held the same, see `kerasvae.analysis.design.held_same`.
         path: Of the table.
         rotation: Axes that dimensions are those of.
     """
 
     rows: list[Association]
-    covariates: tuple[str, ...]
+    held: Mapping[str, Sequence[str]]
     path: Path
     rotation: Kind = "none"
 
     def describe(self) -> list[str]:
         """Of each variable a sentence: its joint test, and the dimensions that go with it."""
-        held = f", {', '.join(self.covariates)} held the same" if self.covariates else ""
         axes = "" if self.rotation == "none" else f" on {self.rotation} axes"
         lines = []
         for joint in [row for row in self.rows if row.dimension == JOINT]:
+            same = self.held.get(joint.variable)
+            held = f", {', '.join(same)} held the same" if same else ""
             own = [row for row in self.rows if row.variable == joint.variable and row.dimension != JOINT]
             found = sorted((row for row in own if row.p_family <= 1 - LEVEL), key=lambda row: -abs(row.r))
             told = ", ".join(f"{row.dimension} (r {row.r:+.2f}, p {row.p_family:.4f})" for row in found[:MOST])
@@ -191,11 +192,14 @@ def associate_run(
         raise ArgumentError("--variables", rule="name a column", got="none", fix="Add one, as in --variables age")
     refuse_told(run, variables, latents.roles)
     terms = [latents.term(name) for name in dict.fromkeys(variables)]
+    known = [latents.term(name) for name in dict.fromkeys(covariates)]
+    beside = {term.name: (term, [other for other in known if other.name != term.name]) for term in terms}
+    held = {name: held_same(*each) for name, each in beside.items()}
     rows = associate(
         latents.codes,
         latents.people,
         terms,
-        [latents.term(name) for name in dict.fromkeys(covariates)],
+        known,
         stddev=latents.stddev,
         permutations=permutations,
         seed=seed,
@@ -203,13 +207,14 @@ def associate_run(
     )
     path = run.path / "associations.tsv"
     about = {"covariates": list(covariates), "roles": sorted(set(latents.roles)), "permutations": permutations}
-    about |= {"variables": {term.name: term.meaning for term in terms}, "seed": seed}
+    about |= {"variables": {name: model_of(*each).meaning for name, each in beside.items()}}
+    about |= {"held_same": held, "seed": seed}
     sections: dict[str, Any] = {"Settings": about}
     if rotation != "none":
         text = "a column for each axis that is tested, in the dimensions of latents.tsv; fitted to training people"
         sections["Rotation"] = {"Description": text, "Kind": rotation, "Matrix": turned.matrix.tolist()}
     write_described(path, map(vars, rows), COLUMNS, **sections)
-    return Associations(rows, tuple(covariates), path, rotation)
+    return Associations(rows, held, path, rotation)
 
 
 def associate(

@@ -109,9 +109,9 @@ def figures_of(metrics: Mapping[str, Any]) -> list[Figure]:
         return Figure(name, number(metrics.get(key), digits), DASH, reference, meaning)
 
     role, size = metrics.get("role", "test"), metrics.get("latent_size")
-    n = metrics.get(f"n_{role}")
+    n = metrics.get("n_scans", metrics.get(f"n_{role}"))
     chance = f"chance {number(metrics.get('identification_chance'))}"
-    most = f"at most {math.log(n):.2f} = log {n}" if n else ""
+    most = f"at most {math.log(n):.2f}, the logarithm of {n} scans" if n else ""
     return [
         pair("Explained variance between people", "explained_variance", "mean brain 0, perfect 1",
              "1 − (squared error of the reconstructions) / (squared distance from the training mean), in the mask"),
@@ -122,7 +122,7 @@ def figures_of(metrics: Mapping[str, Any]) -> list[Figure]:
         own("Active units", "active_units", 0, f"of {size}" if size else "",
             "latent dimensions whose posterior mean varies between people (variance above 0.01)"),
         own("Mutual information, nats", "mutual_information", 2, most,
-            "what a code tells about whose scan it is; an estimate that cannot exceed log n"),
+            "what a code tells about which scan it is; the estimate ends at the logarithm of their number"),
         own("KL divergence, nats per subject", "kl_nats", 1, "collapse 0", "posterior from prior, over all dimensions"),
         own("ELBO, nats per subject", "elbo_nats", 1, "higher is better",
             "lower bound of the log-likelihood; compares runs with the same images, grid and mask only"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kerasvae.covariates import MISSING
 from kerasvae.errors import ArgumentError
 
-__all__ = ["Model", "Term", "column_of", "columns_of", "model_of", "term_of"]
+__all__ = ["Model", "Term", "column_of", "columns_of", "held_same", "model_of", "term_of"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,20 @@ def model_of(variable: Term, covariates: Sequence[Term]) -> Model:
         got = f"{len(x)} with {names} known" if len(x) < 3 else "one value among those with all known"
         raise ArgumentError(variable.name, rule="vary between three scans or more", got=got, fix="Name fewer columns")
     return Model(known, x, z, levels[1:], levels[0])
+
+
+def held_same(variable: Term, covariates: Sequence[Term]) -> list[str]:
+    """What `model_of` holds the same, in words: "age", "site (3 groups)", of which those that are there are counted."""
+    known = np.logical_and.reduce([term.known for term in (variable, *covariates)])
+
+    def words(term: Term) -> str:
+        if not term.levels:
+            return term.name
+        columns = term.values[known]
+        groups = int(columns.any(axis=0).sum()) + int((~columns.any(axis=1)).any())
+        return f"{term.name} ({groups} group{'' if groups == 1 else 's'})"
+
+    return [words(term) for term in covariates]
 
 
 def _number(text: str) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["DASH", "count", "duration", "number"]
+__all__ = ["DASH", "count", "duration", "number", "signed", "significant"]
 
 DASH = "–"
 """What stands where there is no number."""
@@ -21,6 +21,24 @@ def number(value: Any, digits: int = 3) -> str:
         return DASH
     text = f"{float(value):.{digits}f}"
     return text.replace("-", "−") if float(text) else text.lstrip("-")
+
+
+def significant(value: float) -> str:
+    """Three digits that tell, whatever the unit.
+
+    >>> significant(-1234.5), significant(0.0123456)
+    ('−1.23e+03', '0.0123')
+    """
+    return DASH if not math.isfinite(value) else f"{value:.3g}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """The same with its sign; 0 has none.
+
+    >>> signed(17.85), signed(-0.5), signed(0.0)
+    ('+17.9', '−0.5', '0')
+    """
+    return "0" if value == 0 else f"{value:+.3g}".replace("-", "−")
 
 
 def duration(seconds: float | None) -> str:

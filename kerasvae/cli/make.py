@@ -105,7 +105,9 @@ def say_metrics(metrics: dict[str, Any]) -> None:
     """The figures that decide, with PCA beside them, and who won."""
     ours, peer = metrics["explained_variance"], metrics["explained_variance_pca"]
     n, chance = metrics[f"n_{metrics['role']}"], metrics["identification_chance"]
-    out.print(f"On {n} {metrics['role']} people, {metrics['latent_size']} latents (PCA with as many in brackets):")
+    scans = metrics.get("n_scans", n)
+    of = "" if scans == n else f" ({scans} scans)"
+    out.print(f"On {n} {metrics['role']} people{of}, {metrics['latent_size']} latents (PCA with as many in brackets):")
     out.print(
         f"  explained variance between people  {ours:.3f}  ({peer:.3f}: {'ours' if ours > peer else 'PCA'} is better)"
     )

@@ -14,7 +14,7 @@ from kerasvae.metrics.disentanglement import (
     sap,
 )
 from kerasvae.metrics.prediction import Prediction, nested_ridge
-from kerasvae.metrics.reconstruction import explained_variance, identification, variance_ratio
+from kerasvae.metrics.reconstruction import explained_variance, identification, identification_chance, variance_ratio
 from kerasvae.metrics.stability import Agreement, debiased_cka, procrustes_r2, stability, subspace_similarity
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "explicitness",
     "factor_vae_score",
     "identification",
+    "identification_chance",
     "level_kl",
     "match_axes",
     "modularity",

@@ -52,15 +52,15 @@ def level_kl(kl_per_dimension: NDArray, levels: Sequence[int]) -> NDArray[np.flo
 
 
 def mutual_information(means: NDArray, stddevs: NDArray, draws: int = 16, seed: int = 0) -> float:
-    """I(x; z) under q in nats: average over people of log q(z|xᵢ) − log 1/n Σⱼ q(z|xⱼ), z ~ q(z|xᵢ).
+    """I(x; z) under q in nats: average over scans of log q(z|xᵢ) − log 1/n Σⱼ q(z|xⱼ), z ~ q(z|xᵢ).
 
-    Hoffman & Johnson 2016, ELBO surgery, NIPS workshop: KL = I(x; z) + KL(q(z) ‖ p(z)). The estimate from n people
-    cannot exceed log n, which it reaches where every person is told apart.
+    Hoffman & Johnson 2016, ELBO surgery, NIPS workshop: KL = I(x; z) + KL(q(z) ‖ p(z)). The estimate from n scans
+    cannot exceed log n, which it reaches where every scan is told apart, those of one person, too.
 
     Args:
         means: Posterior means, (n, d).
         stddevs: Posterior standard deviations, (n, d).
-        draws: Monte-Carlo draws a person.
+        draws: Monte-Carlo draws a scan.
         seed: Seed of the draws.
     """
     from scipy.special import logsumexp
@@ -70,7 +70,7 @@ def mutual_information(means: NDArray, stddevs: NDArray, draws: int = 16, seed: 
     total = 0.0
     for i in range(len(mean)):
         z = mean[i] + stddev[i] * rng.standard_normal((draws, mean.shape[1]))
-        # log q(z|x_j) for every draw and person, less the constant that cancels
+        # log q(z|x_j) for every draw and scan, less the constant that cancels
         log_q = -0.5 * np.square((z[:, None] - mean) / stddev).sum(-1) - np.log(stddev).sum(-1)
         total += np.mean(log_q[:, i] - logsumexp(log_q, axis=1) + np.log(len(mean)))
     return float(total / len(mean))

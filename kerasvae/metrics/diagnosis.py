@@ -196,7 +196,7 @@ def _mean_brain(figures: Figures) -> list[Diagnosis]:
     told_apart = at_chance(figures.identification, figures.people) is False
     said = f"explained variance {_number(explained)}, variance ratio {_number(ratio)}"
     if math.isfinite(figures.identification):
-        said += f", identification {_number(figures.identification, 2)} of {figures.people} people"
+        said += f", identification {_number(figures.identification, 2)} among {figures.people} people"
     advice = _against_the_mean_brain(figures, peer)
     if still and nothing and not told_apart and (explained >= -NEAR_ZERO or figures.active_units == 0):
         text = f"Mean-brain trap: nearly the same image is reconstructed for everybody ({said})."

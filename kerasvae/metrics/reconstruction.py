@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kerasvae.errors import ArgumentError
 
-__all__ = ["explained_variance", "identification", "variance_ratio"]
+__all__ = ["explained_variance", "identification", "identification_chance", "variance_ratio"]
 
 
 def _pair(images: NDArray, reconstructions: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -46,7 +46,7 @@ def identification(images: NDArray, reconstructions: NDArray, people: Sequence[s
     """Share of reconstructions whose nearest image is one of the same person.
 
     mean over i of [argminⱼ ‖x̂ᵢ − xⱼ‖ = i], the identification rate of Finn et al. 2015, Nat. Neurosci. 18:1664,
-    with Euclidean distance. Chance is 1/n for one scan a person.
+    with Euclidean distance. Chance: `identification_chance`.
 
     Args:
         images: (n, v).
@@ -57,6 +57,19 @@ def identification(images: NDArray, reconstructions: NDArray, people: Sequence[s
     distance = np.square(r).sum(1)[:, None] - 2 * r @ x.T + np.square(x).sum(1)[None]
     who = np.arange(len(x)) if people is None else np.asarray(people)
     return float(np.mean(who[distance.argmin(axis=1)] == who))
+
+
+def identification_chance(people: Sequence[str]) -> float:
+    """The `identification` of reconstructions to which any scan is as near: Σ (mₖ/n)², person k having mₖ of n scans.
+
+    >>> identification_chance(["a", "a", "b", "b"])
+    0.5
+
+    Args:
+        people: Person of each scan.
+    """
+    shares = np.unique(np.asarray(people), return_counts=True)[1] / len(people)
+    return float(np.square(shares).sum())
 
 
 def variance_ratio(images: NDArray, reconstructions: NDArray) -> float:

@@ -15,6 +15,7 @@ from kerasvae.metrics import (
     active_units,
     explained_variance,
     identification,
+    identification_chance,
     mutual_information,
     variance_ratio,
 )
@@ -60,7 +61,8 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
         seconds: Time that the training took; by default what an earlier evaluation recorded.
 
     Returns:
-        The content of metrics.json: definitions in `kerasvae.metrics`; terms in nats per subject. `kl_per_dimension`
+        The content of metrics.json: definitions in `kerasvae.metrics`; terms in nats per subject. `n_test` and the like
+        count people, `n_scans` the scans that the figures are of, several of a person alike. `kl_per_dimension`
         is empty where the KL is no sum over dimensions, `mutual_information` None where the posterior is no diagonal
         normal one; numbers of the likelihood and of the posterior, such as `sigma` and `perplexity`, go by their names.
     """
@@ -86,7 +88,7 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
         "explained_variance_pca": explained_variance(x, pca, mean),
         "identification": identification(x, r, people),
         "identification_pca": identification(x, pca, people),
-        "identification_chance": 1 / len(set(people)),
+        "identification_chance": identification_chance(people),
         "variance_ratio": variance_ratio(x, r),
         "variance_ratio_pca": variance_ratio(x, pca),
         "active_units": active_units(np.asarray(model.posterior.center(codes))),
@@ -100,6 +102,7 @@ def evaluate(run: Run, *, seconds: float | None = None) -> dict[str, Any]:
         **_target_figures(model, codes, inputs),
         **{name: float(value) for part in numbered for name, value in part.numbers().items()},
         **{f"n_{name}": count for name, count in run.split.counts().items()},
+        "n_scans": len(people),
         "n_voxels": n_voxels,
         "latent_size": recipe.model.latent_size,
         "seconds": seconds if seconds is not None or not finished else run.metrics["seconds"],

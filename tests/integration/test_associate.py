@@ -72,15 +72,17 @@ def test_the_table_and_its_words(folder, monkeypatch, capsys):
     assert float(known["score", "joint"]["p"]) > 0.05
     assert known["score", "0"]["people"] == "30"
     assert known["score", "joint"]["slope"] == "n/a"
-    assert "age, 40 people, sex held the same: all 3 dimensions together R 0." in said
+    assert "age, 40 people, sex (2 groups) held the same: all 3 dimensions together R 0." in said
     assert "1 (r +0." in said
-    assert "score, 30 people, sex held the same" in said
+    assert "score, 30 people, sex (2 groups) held the same" in said
+    assert "sex, 40 people: all 3 dimensions together" in said  # it is not held the same for itself
     assert "0.05: none." in said
     described = json.loads((folder / "associations.json").read_text())
     assert set(described) == {*rows[0], "Settings"} == {*Association.__dataclass_fields__, "Settings"}
     assert described["Settings"] == {
         "covariates": ["sex"], "roles": ["calibration", "test", "train", "validation"], "permutations": 999, "seed": 0,
         "variables": {"age": "a unit more", "sex": "M against F", "score": "a unit more"},
+        "held_same": {"age": ["sex (2 groups)"], "sex": [], "score": ["sex (2 groups)"]},
     }  # fmt: skip
 
 

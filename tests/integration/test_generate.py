@@ -234,6 +234,9 @@ def test_age(run, folder, monkeypatch, capsys):
     assert (identity["role"], identity["people"]) == ("test", len(run.split.people("test")))
     assert [each["identification"] for each in identity["values"]] == [1, 1, 1]
     assert identity["readers"]["age"]["r_low"] > 0.5
+    share = identity["values"][0]["identification_image"]
+    words = f"what is decoded of {share:.0%} is nearest to their own image (chance {1 / identity['people']:.0%})"
+    assert words in " ".join(said.out.split())
     for each in identity["values"][:2]:  # the third is beyond what anybody learned
         assert each["reading_age"] == pytest.approx(each["expected_age"], abs=identity["readers"]["age"]["mae"])
 

@@ -46,7 +46,7 @@ def made(tmp_path_factory):
         scans.append(who | {"session_id": ""} | known | {"reason": "", "path": str(image)})
     write_rows(run / "latents.tsv", latents)
     write_rows(run / "scans.tsv", scans)
-    (run / "latents.json").write_text(json.dumps({"mean_0": {"Description": "a code"}}))
+    (run / "latents.json").write_text(json.dumps({name: {"Description": "a code"} for name in ("mean_0", "elbo_nats")}))
     (run / "recipe.toml").write_text(BLOB_RECIPE)
     (run / "metrics.json").write_text(json.dumps({"latent_size": 3}))
     (run / "run.json").write_text(json.dumps({"data": str(root)}))
@@ -77,7 +77,8 @@ def command(monkeypatch, *arguments):
 def test_the_files_and_the_words(folder):
     said = "\n".join(harmonize_run(load_run(folder), "site", ["age", "sex"], permutations=19).describe())
     report = json.loads((folder / "harmonization.json").read_text())
-    assert report["sites"] == {"A": {"scans_fitted": 36, "people_judged": 24}, "B": report["sites"]["A"]}
+    of_each = {"scans_fitted": 36, "people_judged": 24, "people_scored": 24}
+    assert report["sites"] == {"A": of_each, "B": of_each}
     spaces = {(space["name"], space["harmonized"]): space for space in report["spaces"]}
     assert list(spaces) == [
         ("latents", False), ("latents", True), ("PCA of voxels", False), ("PCA of voxels", True), ("kept alone", False),
@@ -92,18 +93,21 @@ def test_the_files_and_the_words(folder):
     assert spaces["latents", True]["measures"] == {"age": "r", "sex": "AUC"}
     assert spaces["kept alone", False]["kept"] == {}
     assert "ComBat, fitted to 72 scans of 2 sites. What codes tell of 48 other people" in said
+    assert "(site: scored on 48 people, 24 of A, 24 of B):" in said
     assert "latents after ComBat: site 0." in said
+    assert "ComBat took site out: the codes told it before and do no longer" in said
 
 
 def test_codes_and_their_spread(folder, monkeypatch, capsys):
     assert command(monkeypatch, folder, "--keep", "age", "--no-voxels", "--permutations", "99", "--json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads((folder / "harmonization.json").read_text())
     before, after = read_rows(folder / "latents.tsv"), read_rows(folder / "latents_harmonized.tsv")
-    assert list(before[0]) == list(after[0])
-    same = ("participant_id", "session_id", "role", "elbo_nats")
+    assert list(after[0]) == [name for name in before[0] if name != "elbo_nats"]  # which is that of the code as it was
+    same = ("participant_id", "session_id", "role")
     assert [[row[name] for name in same] for row in before] == [[row[name] for name in same] for row in after]
     told = json.loads((folder / "latents_harmonized.json").read_text())
     assert told["mean_0"] == {"Description": "a code"}
+    assert "elbo_nats" not in told
     settings = told["Harmonization"]
     assert (settings["site"], settings["keep"], settings["sites"]) == ("site", {"age": "a unit more"}, ["A", "B"])
     # the sidecar harmonises further people, e.g. those that a bundle has encoded

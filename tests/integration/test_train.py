@@ -17,7 +17,7 @@ from tests.conftest import make_blob_cohort
 METRICS = {
     "explained_variance", "explained_variance_pca", "identification", "identification_pca", "variance_ratio",
     "active_units", "kl_nats", "kl_per_dimension", "elbo_nats", "elbo_nats_per_voxel", "n_train", "n_validation",
-    "n_calibration", "n_test", "latent_size", "seconds",
+    "n_calibration", "n_test", "n_scans", "latent_size", "seconds",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import statsmodels.api as sm
 from scipy import stats
 
 from kerasvae.analysis.association import associate, fisher_interval, posterior_variance
-from kerasvae.analysis.design import column_of, model_of, term_of
+from kerasvae.analysis.design import column_of, held_same, model_of, term_of
 from kerasvae.analysis.latents import Latents
 from kerasvae.analysis.maps.slopes import contrasts_of
 from kerasvae.analysis.permutation import orthonormal, permute
@@ -287,3 +287,15 @@ def test_levels_are_those_of_the_people_who_are_known():
 
 def test_none_is_a_level():
     assert term_of("drug", ["none", "ssri", "n/a", "ssri"] * 3).levels == ("none", "ssri")
+
+
+def test_what_is_held_the_same_counts_the_groups_that_are_there():
+    age, site, sex = (
+        term_of("age", ["1", "2", "n/a", "4", "5", "6", "7", "8", "9"]),
+        term_of("site", ["a", "b", "c", "a", "b", "a", "b", "a", "b"], category=True),
+        term_of("sex", list("MFMFMFMFM")),
+    )
+    assert held_same(age, [site, sex]) == ["site (2 groups)", "sex (2 groups)"]  # nobody of c has an age
+    assert held_same(sex, [site]) == ["site (3 groups)"]
+    assert held_same(sex, [age]) == ["age"]
+    assert held_same(age, []) == []

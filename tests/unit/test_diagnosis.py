@@ -48,7 +48,7 @@ def test_a_dead_encoder_is_in_the_trap_before_the_mean_brain_is_reached():
 
 def test_words_have_the_numbers():
     (trap,) = diagnose(dataclasses.replace(HEALTHY, **TRAPPED))
-    assert "variance ratio 0.001, identification 0.05 of 20 people" in trap.text
+    assert "variance ratio 0.001, identification 0.05 among 20 people" in trap.text
     assert trap.advice.startswith("PCA does better")
 
 

@@ -9,6 +9,7 @@ from kerasvae.metrics import (
     active_units,
     explained_variance,
     identification,
+    identification_chance,
     mutual_information,
     pca_reconstruct,
     variance_ratio,
@@ -51,6 +52,16 @@ def test_active_units_counts_dimensions_that_vary():
     means[:, 1] = RNG.standard_normal(50)
     means[:, 3] = 5.0  # constant: not active
     assert active_units(means) == 1
+
+
+def test_chance_of_identification_with_unequal_numbers_of_scans():
+    """Of reconstructions that know nothing, whichever scan is nearest."""
+    people = list("aaaabbc")
+    rng = np.random.default_rng(0)
+    images = 1e4 * np.eye(7)  # as far from each other, so that every one is as often the nearest
+    found = np.mean([identification(images, rng.standard_normal((7, 7)), people) for _ in range(4000)])
+    assert identification_chance(people) == pytest.approx(found, abs=0.01)
+    assert identification_chance(list("abcd")) == 0.25
 
 
 def test_mutual_information_runs_from_zero_to_log_n():

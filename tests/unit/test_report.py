@@ -1,6 +1,7 @@
 """The page that a run folder becomes: complete, self-contained, safe, and made without TensorFlow."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -110,6 +111,12 @@ def test_no_tensorflow_and_no_pyplot(tmp_path):
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_bound_of_the_information_counts_scans():
+    rows = {row.name: row for row in figures_of({"n_test": 12, "n_scans": 24, "mutual_information": math.log(24)})}
+    information = rows["Mutual information, nats"]
+    assert (information.ours, information.reference) == ("3.18", "at most 3.18, the logarithm of 24 scans")
 
 
 def test_without_covariates_calibration_or_test_people(tmp_path):

@@ -78,7 +78,7 @@ def test_page_with_a_study_is_still_safe_small_and_for_everyone(source, page):
     assert len(strips) == 2  # along age, along dimension 0
     for strip in strips:
         assert strip["tabindex"] == "0"
-        assert "5 steps from −2 SD to +2 SD" in strip["aria-label"]
+        assert "5 steps from −2 SD to +2 SD" in strip["aria-label"].replace("*", "")
     assert len(page.all("img")) == 2 * 5
 
 
@@ -89,9 +89,11 @@ def test_sections_say_what_the_files_hold(page):
         "Codes are those of train, test people", "group has three levels or more",
         "0.78 (0.68 to 0.86)", "0.82 (0.74 to 0.89)", "−0.04 (−0.08 to −0.01)", "Covariates alone", "Over 2 runs",
         "age, latents: r 0.78, by chance 0.01, p 0.0100 by permutation",
-        "The image for a unit more of age", "sex held the same", "−2 SD −25", "+1 SD +12.5", "bend is 3 %",
+        "The image for a unit more of age", "sex held the same", "−2 SD* age −25", "+1 SD age +12.5",
+            "the cohort has 26 to 75, the steps 25 to 75", "bend is 3 %",
         "Of 2 people (test), 1 stands out", "1/(30 + 1) = 0.032", "sub-11 *".replace(" ", ""), "(4, 8, 9)",
-        "scanner: balanced accuracy", "latents, after ComBat", "0.510", "B: 21 scans fitted to, 11 people judged",
+        "scanner: balanced accuracy", "latents, after ComBat", "0.510", "B: 21 scans fitted to, 11 other people",
+            "scanner: scored on 20 people, 9 of A, 11 of B.",
     ):  # fmt: skip
         assert words in page.text, words
 
@@ -101,7 +103,8 @@ def test_findings_stand_at_the_top(page):
     for words in (
         "PCA tells age better than the latents do: r of ours less PCA’s −0.04 (−0.08 to −0.01).",
         "1 of 2 scans stand out at a false discovery rate of 0.1: sub-11.",
-        "After ComBat the codes do not tell scanner (balanced accuracy 0.51, chance 0.50, p 0.400); before 0.90.",
+        "ComBat took scanner out: the codes told it before and do no longer (balanced accuracy 0.90 before, p 0.005; "
+        "0.51 after, p 0.400; chance 0.50).",
         "No problem, but 3 warnings.",  # PCA explains more and predicts better, of few people
     ):
         assert words in verdict, words
@@ -292,6 +295,22 @@ def test_how_many_it_takes_for_a_small_q_is_what_scipy_says(tmp_path, scans, cal
             assert bool(q.min() <= 0.1 + 1e-12) is enough
 
 
+def test_what_was_held_the_same_is_said_of_each_variable(tmp_path):
+    write_associations(tmp_path)
+    assert associations_view(tmp_path).content["held"] == "head_size held the same"
+    described = json.loads((tmp_path / "associations.json").read_text())
+    described["Settings"] |= {"covariates": ["age"], "held_same": {"age": [], "group": ["age"], "sex": ["age"]}}
+    (tmp_path / "associations.json").write_text(json.dumps(described))
+    content = associations_view(tmp_path).content
+    assert content["held"] == "held the same: for age nothing; for group, sex age"
+    sentences = {sentence.split(",")[0]: sentence for sentence in content["sentences"]}
+    assert "held the same" not in sentences["age"]
+    assert "age held the same" in sentences["sex"]
+    del described["Settings"]["held_same"]  # as tables of earlier versions are
+    (tmp_path / "associations.json").write_text(json.dumps(described))
+    assert associations_view(tmp_path).content == content
+
+
 @pytest.mark.parametrize(
     ("spaces", "levels"),
     [
@@ -302,6 +321,10 @@ def test_how_many_it_takes_for_a_small_q_is_what_scipy_says(tmp_path, scans, cal
             ["note"],
         ),
         ([("latents", False, 0.9, 0.005, 0.6), ("latents", True, 0.5, 0.06, 0.6)], ["good"]),
+        ([("latents", False, 0.6, 0.2), ("latents", True, 0.7, 0.055)], ["warning"]),  # it rose
+        ([("latents", False, 0.6, 0.2), ("latents", True, 0.8, 0.005)], ["warning"]),
+        ([("latents", False, 0.6, 0.2), ("latents", True, 0.5, 0.5)], ["note"]),  # it was not there
+        ([("latents", False, 0.7, 0.05), ("latents", True, 0.68, 0.06)], ["note"]),  # it hardly fell
         ([("latents", False, None, None), ("latents", True, None, None)], ["note"]),
         ([], ["note"]),
     ],

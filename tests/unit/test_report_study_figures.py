@@ -119,12 +119,14 @@ def test_steps_are_named_by_what_they_are(tmp_path):
     maps = tmp_path / "maps"
     age, dimension, sex = (step_of(each, maps) for each in read_traversals(maps))
     assert dimension.title == "dimension 0"
-    assert dimension.labels == ["−2 SD", "−1 SD", "0 SD", "+1 SD", "+2 SD"]
+    assert dimension.labels == ["−2 SD", "−1 SD", "mean", "+1 SD", "+2 SD"]
     assert "1.5" in dimension.meaning
-    assert age.labels == dimension.labels
-    assert age.small == ["−25", "−12.5", "0", "+12.5", "+25"]
+    assert age.labels == ["−2 SD*", *dimension.labels[1:]]  # aged 25, and the cohort begins at 26
+    assert age.small == ["age −25", "age −12.5", "", "age +12.5", "age +25"]
+    assert "Extrapolated" in age.meaning
+    assert "xtrapolated" not in dimension.meaning
     assert sex.title == "M against F"
-    assert sex.labels == ["−25", "−12.5", "0", "+12.5", "+25"]
+    assert sex.labels == ["−25*", "−12.5", "mean", "+12.5", "+25"]
     assert "SD" not in sex.meaning
 
 

@@ -103,6 +103,12 @@ def test_identification_against_chance_and_pca(rate, level):
     assert of("identification", changed(identification=rate)).level == level
 
 
+def test_shares_are_of_scans_where_people_have_several():
+    assert "1.00 of 40 people, chance" in of("identification", changed(n_scans=40)).text
+    several = changed(n_scans=60, identification=0.75)
+    assert "0.75 of 60 scans of 40 people, chance" in of("identification", several).text
+
+
 def test_identification_that_nobody_could_pass_is_not_held_against_the_model():
     pair = changed(n_test=2, identification_chance=0.5, identification=1.0)
     assert of("identification", pair).level == "note"

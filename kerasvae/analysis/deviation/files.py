@@ -44,10 +44,11 @@ REGIONS = {
     "name": "of the region",
     "voxels": "on the model's grid, in the mask",
     "value": "mean of the image over the region, model units",
-    "centile": "of the value among healthy people of that age (or whatever number the first covariate is); 0: below "
-    "the lowest, 5 %; 100: above the highest, 95 %",
-    "z": "of the mean standardised residual over the region; parametric",
-    "p": "conformal p, of this region alone",
+    "centile": "of the value, the image's own, among healthy people of that age (or whatever number the first "
+    "covariate is; others are not looked at); 0: below the lowest, 5 %; 100: above the highest, 95 %. May be extreme "
+    "where z and p are not: what the model reconstructs of the region is in the value and not in the residual",
+    "z": "of the mean standardised residual over the region, what the model misses given all covariates; parametric",
+    "p": "conformal p of the same, of this region alone",
     "p_family": "conformal p, family-wise over the regions: for a person in whom nothing is wrong anywhere",
 }
 CENTILE_COLUMNS = {

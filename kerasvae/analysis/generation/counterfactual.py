@@ -86,8 +86,9 @@ class Aged:
             whose = "still nearest to the person's own code" if own else "nearer to another person's code"
             lines += [
                 f"{told}: {'; '.join([*read, whose])}.",
-                f"Of {self.identity['people']} {self.identity['role']} people changed so {all_['identification']:.0%} "
-                f"are still nearest to themselves (chance {self.identity['chance']:.0%}).",
+                f"Of {self.identity['people']} {self.identity['role']} people changed so, what is decoded of "
+                f"{all_['identification_image']:.0%} is nearest to their own image (chance "
+                f"{self.identity['chance']:.0%}).",
             ]
         return lines
 

@@ -103,13 +103,14 @@ def traversal_slices(images: NDArray[np.floating], frame: Frame, levels: Sequenc
     return np.stack([montage(image, frame.mask, chosen) for image in images]).astype(np.float32)
 
 
-def traversal_figure(images: NDArray[np.floating], frame: Frame, titles: Sequence[str]) -> Figure:
+def traversal_figure(images: NDArray[np.floating], frame: Frame, titles: Sequence[str], caption: str = "") -> Figure:
     """Steps side by side: axial slices above, below them their differences from the middle step.
 
     Args:
         images: (steps, x, y, z), an odd number of them.
         frame: Where they lie.
         titles: (steps,): what stands above each.
+        caption: What stands below them all.
     """
     levels = axial_levels(frame.mask, 5)[1::2]
     middle = images[len(images) // 2]
@@ -124,11 +125,13 @@ def traversal_figure(images: NDArray[np.floating], frame: Frame, titles: Sequenc
     for above, below, image, title in zip(upper, lower, images, titles, strict=True):
         show_slices(above, image, frame, levels, scales[0])
         painted = show_slices(below, image - middle, frame, levels, scales[1])
-        above.set_title(title)
+        above.set_title(title, fontsize=10, parse_math=False)
     label_slices(upper[0], frame.affine, frame.mask.shape, levels)
     bar = figure.colorbar(painted, ax=list(lower), shrink=0.8, pad=0.01)
-    bar.set_label("difference", fontsize=9)
+    bar.set_label("difference,\nmodel units", fontsize=9)
     bar.ax.tick_params(labelsize=8)
+    if caption:
+        figure.supxlabel(caption, x=0.005, ha="left", fontsize=10, parse_math=False)
     return figure
 
 

@@ -20,7 +20,8 @@ from kerasvae.analysis.maps.figures import Frame, map_figure, save_png, traversa
 from kerasvae.analysis.maps.folder import MapFolder
 from kerasvae.analysis.maps.groups import voxel_test
 from kerasvae.analysis.maps.slopes import Contrast
-from kerasvae.analysis.words import count, number
+from kerasvae.analysis.maps.steps import Steps, steps_of_contrast, steps_of_dimension
+from kerasvae.analysis.words import count
 from kerasvae.types import Mask
 
 __all__ = ["MapWork"]
@@ -61,7 +62,8 @@ class MapWork:
         text = f"how the decoded image moves per standard deviation of dimension {dimension}, at the mean code"
         self.folder.write(f"{name}_jacobian", moved, text, f"{UNIT} per standard deviation", **about)
         self._figure(f"{name}_jacobian", moved, f"dimension {dimension}: {UNIT} per standard deviation")
-        self._traversal(name, centre, direction, f"dimension {dimension}", "standard deviation of the codes", about)
+        steps = steps_of_dimension(dimension, self.latents.codes, POSITIONS)
+        self._traversal(name, centre, direction, steps, f"dimension {dimension}", about)
 
     def association(self, contrast: Contrast, bootstraps: int, seed: int) -> str:
         """Map of an association with its interval, z, partial correlation and traversal; a sentence about it.
@@ -88,8 +90,8 @@ class MapWork:
         self.folder.write(f"{name}_r", found.r, f"{text}: {contrast.meaning}{held}", "none", **about)
         self._figure(f"{name}_slope", found.slope, f"{per}{held}")
         self._figure(f"{name}_z", found.z, f"{contrast.meaning}{held}: slope over its standard error")
-        step = f"{contrast.reach:.4g} of {contrast.name}"
-        self._traversal(name, found.centre, found.code_slope * contrast.reach, contrast.name, step, about)
+        steps = steps_of_contrast(contrast, POSITIONS)
+        self._traversal(name, found.centre, found.code_slope * contrast.reach, steps, contrast.name, about)
         clear = float(((found.low > 0) | (found.high < 0))[inside].mean())
         return (
             f"{contrast.name}, {count(about['People'], 'person', 'people')}{held}: {100 * clear:.0f} % of voxels have "
@@ -147,15 +149,16 @@ class MapWork:
         return self.decode(self.latents.codes.mean(axis=0, keepdims=True))[0]
 
     def _traversal(
-        self, name: str, centre: NDArray, direction: NDArray, along: str, step: str, about: Mapping[str, Any]
+        self, name: str, centre: NDArray, direction: NDArray, steps: Steps, along: str, about: Mapping[str, Any]
     ) -> None:
         images = traverse(self.decode, centre, direction, POSITIONS)
         text = f"decoded images along {along}, through the mean code"
-        told = {**about, "Positions": list(POSITIONS), "Step": step}
+        told = {**about, **steps.as_sidecar()}
         self.folder.write(f"{name}_traversal", np.moveaxis(images, 0, -1), text, UNIT, **told)
-        titles = [f"{'+' if each > 0 else ''}{number(each, 0)}" if each else along for each in POSITIONS]
         frame = Frame(self.folder.inside, self.folder.pipeline.grid.matrix)
-        save_png(traversal_figure(images, frame, titles), self.folder.path / f"{name}_traversal.png")
+        save_png(
+            traversal_figure(images, frame, steps.titles, steps.caption), self.folder.path / f"{name}_traversal.png"
+        )
 
     def _figure(self, name: str, values: NDArray, label: str, outline: Mask | None = None) -> None:
         inside, grid = self.folder.inside, self.folder.pipeline.grid

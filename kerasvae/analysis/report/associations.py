@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from matplotlib.ticker import MaxNLocator
 from kerasvae.analysis import figures
 from kerasvae.analysis.association import Association, Associations
 from kerasvae.analysis.contents import as_number
+from kerasvae.analysis.design import column_of
 from kerasvae.analysis.report.files import View, read_object, read_rows
 from kerasvae.analysis.report.verdict import Finding
-from kerasvae.analysis.words import DASH, count, number
+from kerasvae.analysis.words import DASH, count, number, significant
 from kerasvae.data import ROLES
 
 __all__ = ["associations_view", "heat_map", "read_associations"]
@@ -39,13 +40,13 @@ def associations_view(path: Path) -> View:
     described = read_object(path / "associations.json")
     settings = described["Settings"]
     rows = read_associations(path / "associations.tsv")
-    covariates = tuple(map(str, settings["covariates"]))
     single = [row for row in rows if row.dimension != "joint"]
     names = list(dict.fromkeys(row.variable for row in rows))
+    held = _held(settings, names)
     found = [row for row in single if row.p_family <= LEVEL]
     strongest = sorted(found, key=lambda row: -abs(row.r))[:5]
     size = len(single) // len(names)
-    told = Associations(rows, covariates, path / "associations.tsv")
+    told = Associations(rows, held, path / "associations.tsv")
     said = "; ".join(f"{r.variable} with dimension {r.dimension}, r {number(r.r, 2)}" for r in strongest)
     alt = (
         f"Heat map of the partial correlations of {', '.join(names)} with {size} latent dimensions. "
@@ -56,7 +57,7 @@ def associations_view(path: Path) -> View:
     content = {
         "figure": figures.to_svg(lambda: heat_map(rows), "associations", alt),
         "sentences": [sentence.replace("(r -", "(r −") for sentence in told.describe()],
-        "covariates": covariates,
+        "held": _held_words(held),
         "permutations": int(settings["permutations"]),
         "roles": [role for role in ROLES if role in settings["roles"]],
         "size": size,
@@ -67,6 +68,24 @@ def associations_view(path: Path) -> View:
         "left_out": max(0, len(order) - ROWS),
     }
     return View(content, _findings(rows))
+
+
+def _held(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
+    """Of each variable what was held the same; a table of before this was written lists covariates alone."""
+    covariates = [column_of(str(each))[0] for each in settings["covariates"]]
+    told = settings.get("held_same", {})
+    return {name: [str(each) for each in told.get(name, [c for c in covariates if c != name])] for name in names}
+
+
+def _held_words(held: Mapping[str, Sequence[str]]) -> str:
+    """For a caption: once where it is the same of all variables."""
+    of: dict[str, list[str]] = {}
+    for name, same in held.items():
+        of.setdefault(", ".join(same), []).append(name)
+    if len(of) == 1:
+        same_of_all = next(iter(of))
+        return f"{same_of_all} held the same" if same_of_all else "no covariates"
+    return "held the same: " + "; ".join(f"for {', '.join(names)} {same or 'nothing'}" for same, names in of.items())
 
 
 def read_associations(path: Path) -> list[Association]:
@@ -147,21 +166,17 @@ def _cells(row: Association) -> dict[str, str]:
     def between(low: float, high: float, digits: int) -> str:
         return f" ({number(low, digits)} to {number(high, digits)})" if math.isfinite(low) else ""
 
+    slope, low, high = map(significant, (row.slope, row.low, row.high))
     return {
         "variable": row.variable,
         "dimension": str(row.dimension),
-        "slope": DASH if math.isnan(row.slope) else f"{_figure(row.slope)} ({_figure(row.low)} to {_figure(row.high)})",
+        "slope": DASH if math.isnan(row.slope) else f"{slope} ({low} to {high})",
         "r": number(row.r, 2) + between(row.r_low, row.r_high, 2),
         "p": number(row.p, 4),
         "p_family": number(row.p_family, 4),
         "q": number(row.q, 4),
         "found": "yes" if row.p_family <= LEVEL else "",
     }
-
-
-def _figure(value: float) -> str:
-    """Three digits that tell, whatever the unit."""
-    return DASH if math.isnan(value) else f"{value:.3g}".replace("-", "−")
 
 
 def _short(name: str) -> str:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from kerasvae.analysis import figures
 from kerasvae.analysis.maps.figures import Frame
 from kerasvae.analysis.maps.folder import Traversal, read_traversals
+from kerasvae.analysis.maps.steps import MARK, MEAN, beyond
 from kerasvae.analysis.panel import axial_levels, label_slices, montage, show_slices
 from kerasvae.analysis.report.files import View, read_map, read_object
 from kerasvae.analysis.report.strips import Strip, strip_of
-from kerasvae.analysis.words import number
+from kerasvae.analysis.words import number, signed, significant
 from kerasvae.types import Affine
 
 __all__ = ["Step", "association_figure", "maps_view", "step_of"]
@@ -89,21 +90,40 @@ def step_of(traversal: Traversal, folder: Path) -> Step:
         folder: Where it lies.
     """
     name, positions, reach = _stem(traversal), traversal.positions, traversal.about.get("Reach")
-    deviations = [f"{_signed(each)} SD" for each in positions]
+    marks = _marks(traversal.about, len(positions))
+    outside = _outside(traversal.about, level=" against " in _meaning(folder, name)) if any(marks) else ""
+    marked = list(zip(positions, marks, strict=True))
+    deviations = [(f"{signed(each)} SD" if each else MEAN) + mark for each, mark in marked]
     if reach is None:
         spread = float(traversal.about["StandardDeviation"])
         number_of = name.rpartition("-")[2]
         title = f"dimension {int(number_of)}" if number_of.isdigit() else name
-        meaning = f"SD: standard deviation of people’s codes in this dimension, {spread:.3g}."
+        meaning = f"SD: standard deviation of people’s codes in this dimension, {spread:.3g}.{outside}"
         return Step(title, deviations, [""] * len(positions), meaning)
     meaning = _meaning(folder, name)
-    values = [_signed(each * float(reach)) for each in positions]
     if " against " in meaning:
-        told = f"0 is the mean code, 1 the whole difference of {meaning}."
-        return Step(meaning, values, [""] * len(positions), told)
+        told = f"{MEAN.capitalize()} is the mean code’s, 1 the whole difference of {meaning}.{outside}"
+        levels = [(signed(each * float(reach)) if each else MEAN) + mark for each, mark in marked]
+        return Step(meaning, levels, [""] * len(positions), told)
     asked = _contrast(folder, name)
-    told = f"SD: standard deviation of people’s {asked}, {float(reach):.3g}; beside it the change of {asked}."
+    values = [f"{asked} {signed(each * float(reach))}" if each else "" for each in positions]
+    told = f"SD: standard deviation of people’s {asked}, {float(reach):.3g}; beside it the change of {asked}.{outside}"
     return Step(asked, deviations, values, told)
+
+
+def _marks(about: Mapping[str, Any], steps: int) -> list[str]:
+    """A mark for each step that nobody of the cohort has; an earlier sidecar does not tell."""
+    if "CohortRange" not in about:
+        return [""] * steps
+    return [MARK if out else "" for out in beyond([float(each) for each in about["Values"]], *about["CohortRange"])]
+
+
+def _outside(about: Mapping[str, Any], *, level: bool) -> str:
+    if level:
+        return f" {MARK} Extrapolated: beyond either of the two, where nobody of the cohort is."
+    (low, high), values = about["CohortRange"], about["Values"]
+    own = f"{significant(min(values))} to {significant(max(values))}"
+    return f" {MARK} Extrapolated: the cohort has {significant(low)} to {significant(high)}, the steps {own}."
 
 
 def association_figure(maps: Mapping[str, NDArray[np.float32]], affine: Affine, labels: Mapping[str, str]) -> Figure:
@@ -183,8 +203,3 @@ def _where(values: NDArray[np.float32], affine: Affine, sign: int) -> str:
 
 def _stem(traversal: Traversal) -> str:
     return traversal.name.removesuffix("_traversal")
-
-
-def _signed(value: float) -> str:
-    text = f"{value:+.3g}".replace("-", "−")
-    return "0" if value == 0 else text

@@ -72,7 +72,8 @@ def _template() -> jinja2.Template:
 
 
 def _context(run: Run) -> dict[str, Any]:
-    metrics, scans, recipe = run.metrics, run.scans, run.recipe
+    scans, recipe, role = run.scans, run.recipe, run.metrics.get("role", "test")
+    metrics = {"n_scans": sum(row["role"] == role for row in scans), **run.metrics}
     history = contents.read_table(run.path / "history.csv")
     first_candidate = recipe.first_candidate()
     linear_start = recipe.model.start == "linear"
@@ -83,13 +84,13 @@ def _context(run: Run) -> dict[str, Any]:
     known = contents.read_json(run.path / "run.json")
     watch = contents.read_json(run.path / "guard.json")
     folders = [row["path"] for row in scans] + [str(known.get("data") or "")]
-    role = metrics.get("role", "test")
     sections, missing = sections_of(run.path, folders)
     findings += [finding for section in sections for finding in section.findings]
     return {
         "name": recipe.name,
         "role": role,
         "n": metrics.get(f"n_{role}"),
+        "n_scans": metrics["n_scans"],
         "modality": recipe.pipeline.modality,
         "date": str(environment.get("date", ""))[:10],
         "headline": headline(findings),

@@ -165,7 +165,7 @@ def _mean_brain(metrics: Mapping[str, Any], found: Mapping[str, Diagnosis]) -> F
 def _identification(metrics: Mapping[str, Any]) -> Finding:
     rate, chance = _number(metrics, "identification"), _number(metrics, "identification_chance")
     n = int(_number(metrics, f"n_{metrics.get('role', 'test')}", 0))
-    said = f"{number(rate, 2)} of {n} people, chance {number(chance, 2)}"
+    said = f"{number(rate, 2)} of {_scans(metrics, n)}, chance {number(chance, 2)}"
     if n < 1 or not 0 < chance <= 1 or not math.isfinite(rate):
         return Finding("identification", "note", "Identification could not be computed.")
     at_random = at_chance(rate, n, chance)
@@ -265,6 +265,13 @@ def _objective(metrics: Mapping[str, Any], found: Mapping[str, Diagnosis]) -> li
 def _number(row: Mapping[str, Any], name: str, missing: float = math.nan) -> float:
     value = row.get(name)
     return missing if value is None else float(value)
+
+
+def _scans(metrics: Mapping[str, Any], people: int) -> str:
+    """Whom shares are of: scans, where people have several."""
+    scans = int(_number(metrics, "n_scans", people))
+    of = count(people, "person", "people")
+    return of if scans == people else f"{scans} scans of {of}"
 
 
 def _held_out(metrics: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kerasvae.analysis.design import Term, columns_of
 from kerasvae.analysis.sites.combat import ComBat
-from kerasvae.analysis.sites.readings import measure_of, read_site, read_term
+from kerasvae.analysis.sites.readings import SiteReading, measure_of, read_site, read_term
 from kerasvae.analysis.words import number
 
 __all__ = ["Parts", "Space", "kept_alone", "principal", "spaces_of"]
@@ -45,12 +45,23 @@ class Space:
     kept: dict[str, float | None]
     measures: dict[str, str]
 
-    def describe(self) -> str:
-        """A line."""
+    @property
+    def reading(self) -> SiteReading | None:
+        """How well the site is told."""
+        if self.site_accuracy is None or self.site_chance is None or self.site_p is None:
+            return None
+        return SiteReading(self.site_accuracy, self.site_chance, self.site_p)
+
+    def describe(self, site: str = "site") -> str:
+        """A line.
+
+        Args:
+            site: Name of the column.
+        """
         p = "" if self.site_p is None else f" (chance {number(self.site_chance)}, p {number(self.site_p)})"
         told = [f"{name} {number(value)} ({self.measures[name]})" for name, value in self.kept.items()]
         when = " after ComBat" if self.harmonized else ""
-        return f"{self.name}{when}: " + ", ".join([f"site {number(self.site_accuracy)}{p}", *told])
+        return f"{self.name}{when}: " + ", ".join([f"{site} {number(self.site_accuracy)}{p}", *told])
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from kerasvae.analysis.design import column_of
 from kerasvae.analysis.latents import Latents, read_latents
 from kerasvae.analysis.sites.combat import ComBat
 from kerasvae.analysis.sites.judged import Parts, Space, kept_alone, principal, spaces_of
+from kerasvae.analysis.sites.outcome import outcome_of, scored_of, who_is_scored
 from kerasvae.covariates import MISSING
 from kerasvae.errors import ArgumentError, ModelError, RunError, nearest
 from kerasvae.training.run import Run, write_json, write_table
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Harmonized", "harmonize_images", "harmonize_run"]
 
+WHO = ("participant_id", "session_id", "role")
 LEARNED = ("train", "validation")
 """Roles of the people whom ComBat is fitted to, by the first scan of each at a site; it is judged on the others."""
 EUCLIDEAN = ("normal", "full_normal", "low_rank_normal", "ladder", "point")
@@ -47,7 +49,8 @@ class Harmonized:
     Args:
         path: Of the harmonised codes.
         site: Column.
-        sites: Of each, how many scans were fitted to, and how many people judged.
+        sites: Of each, how many scans were fitted to, how many people judged, and on how many of these the site was
+            scored: none where there are fewer than five, or of one site alone.
         left_out: Scans whose site, or what is kept of them, is not known.
         spaces: What can be read from codes, before and after.
     """
@@ -64,15 +67,26 @@ class Harmonized:
         return own | {"spaces": [vars(space) for space in self.spaces]}
 
     def describe(self) -> list[str]:
-        """Whom the figures are of, and a line for each kind of codes."""
-        fitted, judged = (sum(site[name] for site in self.sites.values()) for name in ("scans_fitted", "people_judged"))
+        """Whom the figures are of, a line for each kind of codes, and what ComBat did."""
+        fitted = sum(site["scans_fitted"] for site in self.sites.values())
+        judged = {name: site["people_judged"] for name, site in self.sites.items()}
         without = (
             f"; {self.left_out} scans without a site or without what is kept are left out" if self.left_out else ""
         )
+        by = {(space.name, space.harmonized): space for space in self.spaces}
+        before, after, alone = (by.get(each) for each in (("latents", False), ("latents", True), ("kept alone", False)))
+        found = outcome_of(
+            self.site,
+            before.reading if before else None,
+            after.reading if after else None,
+            alone.site_accuracy if alone else None,
+            judged,
+        )
         return [
-            f"ComBat, fitted to {fitted} scans of {len(self.sites)} sites{without}. What codes tell of {judged} other "
-            "people, in cross-validation:",
-            *(f"  {space.describe()}" for space in self.spaces),
+            f"ComBat, fitted to {fitted} scans of {len(self.sites)} sites{without}. What codes tell of "
+            f"{sum(judged.values())} other people, in cross-validation ({who_is_scored(self.site, judged)}):",
+            *(f"  {space.describe(self.site)}" for space in self.spaces),
+            " ".join(filter(None, (found.text, found.advice))),
         ]
 
 
@@ -88,9 +102,9 @@ def harmonize_run(
 ) -> Harmonized:
     """Take the site out of a run's codes by ComBat, and say what that did.
 
-    Writes latents_harmonized.tsv, with the columns of latents.tsv: standard deviations are divided as the codes are,
-    ``elbo_nats`` stays. latents_harmonized.json explains them and holds what `ComBat.from_config` takes, and
-    harmonization.json the report.
+    Writes latents_harmonized.tsv, with those columns of latents.tsv that are harmonised: standard deviations are
+    divided as the codes are; scores of the codes as they were stay in latents.tsv. latents_harmonized.json explains
+    them and holds what `ComBat.from_config` takes, and harmonization.json the report.
 
     Args:
         run: Finished.
@@ -125,10 +139,15 @@ def harmonize_run(
         }
         for name in combat.sites
     }
+    scored = scored_of({name: each["people_judged"] for name, each in counts.items()})
+    for name, each in counts.items():
+        each["people_scored"] = scored.get(name, 0)
     found = Harmonized(run.path / "latents_harmonized.tsv", site, counts, len(known) - int(known.sum()), spaces)
-    write_table(found.path, made, list(rows[0]))
+    names = [*WHO, *(name for name in rows[0] if CENTRE.fullmatch(name) or SPREAD.fullmatch(name))]
+    write_table(found.path, made, names)
     about = {"site": site, "keep": {term.name: term.meaning for term in parts.terms}, "fitted_to": list(LEARNED)}
-    described = read_json(run.path / "latents.json") | {"Harmonization": about | combat.to_config()}
+    described = {name: text for name, text in read_json(run.path / "latents.json").items() if name in names}
+    described["Harmonization"] = about | combat.to_config()
     write_json(found.path.with_suffix(".json"), described)
     write_json(run.path / "harmonization.json", found.as_json())
     return found
@@ -164,7 +183,7 @@ def _harmonized(
     codes, factors = combat.apply(latents.codes[known], site, parts.kept[known]), combat.factors(site)
     made: list[dict[str, Any]] = []
     for row, code, factor in zip(at.tolist(), codes.tolist(), factors.tolist(), strict=True):
-        made.append(dict(rows[row]))
+        made.append({name: rows[row][name] for name in WHO})
         for name, cell in rows[row].items():
             if centre := CENTRE.fullmatch(name):
                 made[-1][name] = code[int(centre[1])]
