@@ -30,7 +30,6 @@ from kerasvae_serving import tf_rest
 from kerasvae_serving.answers import BINARY, JSON, Made, as_json, refuse
 from kerasvae_serving.batching import Batches
 from kerasvae_serving.body import Bodies
-from kerasvae_serving.express import Express
 from kerasvae_serving.metrics import CONTENT_TYPE, Metrics
 from kerasvae_serving.openapi import describe, page
 from kerasvae_serving.repository import DECODER, Repository, Version
@@ -72,9 +71,9 @@ class App:
         self.metrics = Metrics(repository, self.work)
         self._batches = Batches(settings.batch, settings.batch_wait, self.metrics.batch.observe)
         self.draining = False
-        self._bodies = Bodies(settings.max_body, 4 * settings.max_body, settings.patience)
+        self.bodies = Bodies(settings.max_body, 4 * settings.max_body, settings.patience)
         self._keys = None if settings.keys is None else Keys(settings.keys)
-        self.scans = Scans(repository, settings, self.work, self.metrics, self._bodies)
+        self.scans = Scans(repository, settings, self.work, self.metrics, self.bodies)
         verbs: dict[str, Callable[[Request, str, str | None], Awaitable[Response]]] = {
             **self.scans.verbs,
             "predict": self._predict,
@@ -111,11 +110,6 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As an ASGI application."""
         await self._rest(scope, receive, send)
-
-    @property
-    def express(self) -> Express:
-        """What answers plain requests past ASGI."""
-        return Express(self, self._bodies)
 
     @property
     def ready(self) -> bool:
@@ -158,7 +152,7 @@ class App:
         return as_json({"name": SERVER, "version": version_of("kerasvae"), "extensions": list(EXTENSIONS)})
 
     async def _index(self, request: Request) -> Response:
-        body = await self._bodies.read(request.headers, request.receive)
+        body = await self.bodies.read(request.headers, request.receive)
         asked = oip.json_of(body) if body else {}
         ready = isinstance(asked, dict) and asked.get("ready") is True
         return as_json([vars(each) for each in self.repository.index() if each.state == "READY" or not ready])
@@ -183,7 +177,7 @@ class App:
     async def _infer(self, request: Request) -> Response:
         name, version = _place(request)
         found, signature = self.repository.resolve(name, version)
-        body = await self._bodies.read(request.headers, request.receive)
+        body = await self.bodies.read(request.headers, request.receive)
         json_length = request.headers.get(oip.JSON_LENGTH)
         made = await self.work.run(lambda: self.infer(found, signature, name, body, json_length))
         return made.response()
@@ -228,7 +222,7 @@ class App:
 
     async def _predict(self, request: Request, name: str, version: str | None) -> Response:
         found = self.repository.get(name, version)
-        body = await self._bodies.read(request.headers, request.receive)
+        body = await self.bodies.read(request.headers, request.receive)
 
         def work() -> bytes:
             asked = tf_rest.parse(body, found.signatures)

@@ -21,12 +21,11 @@ from starlette.responses import Response
 from kerasvae.errors import KerasVAEError
 from kerasvae_serving import open_inference as oip
 from kerasvae_serving.answers import Made
-from kerasvae_serving.body import Bodies
+from kerasvae_serving.app import App
 from kerasvae_serving.scans import is_file, media_type
 from kerasvae_serving.settings import key_of
 
 if TYPE_CHECKING:
-    from kerasvae_serving.app import App
     from kerasvae_serving.work import Piece
 
 __all__ = ["Asked", "Express", "plain"]
@@ -115,11 +114,10 @@ class Express:
 
     Args:
         app: What answers.
-        bodies: Says how many bytes are taken.
     """
 
-    def __init__(self, app: App, bodies: Bodies) -> None:
-        self._app, self.bodies = app, bodies
+    def __init__(self, app: App) -> None:
+        self._app, self.bodies = app, app.bodies
 
     def welcome(self, asked: Asked) -> bool:
         """Whether its body may come."""

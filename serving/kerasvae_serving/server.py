@@ -62,7 +62,7 @@ async def _serve(sources: Sequence[str | PathLike[str]], settings: Settings) -> 
     app = App(repository, settings)
     listening = _listen(settings.host, settings.port)
     answering, stop_tracing = traced(app, lambda: repository.names) if settings.telemetry else (app, lambda: None)
-    http = uvicorn.Server(_config(answering, None if settings.telemetry else app.express, settings))
+    http = uvicorn.Server(_config(answering, None if settings.telemetry else Express(app), settings))
     try:
         http.config.load()
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
