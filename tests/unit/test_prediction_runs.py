@@ -276,3 +276,12 @@ def test_what_cannot_be_predicted_is_refused(folders, tmp_path):
     with pytest.raises(ArgumentError, match="without this target"):
         predict_runs([run], ["head_size"], pca=False)
     assert not list(tmp_path.glob("*.tsv"))
+
+
+def test_nothing_is_overwritten_where_the_figures_of_a_run_are_gone(tmp_path):
+    folder = run_of(tmp_path / "run", 0)
+    (folder / "metrics.json").unlink()
+    (folder / "predictions.tsv").write_text("as it was")
+    with pytest.raises(RunError, match=r"metrics\.json.*--resume"):
+        predict_runs([load_run(folder)], ["age"], pca=False, permutations=0)
+    assert (folder / "predictions.tsv").read_text() == "as it was"
