@@ -38,10 +38,10 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("generate")
     cohort = make_blob_cohort(folder / "cohort", PEOPLE)
     rng = np.random.default_rng(0)
-    lines = ["participant_id\tage\tsex\tqc"]
+    lines = ["participant_id\tage\tsex\tqc\tscore"]
     for person, f in enumerate(factors_of_people()):
         age, sex = 50 + 10 * f[0] + 4 * rng.standard_normal(), "FM"[int(f[1] + 0.5 * rng.standard_normal() > 0)]
-        lines.append(f"sub-{person:02d}\t{age:.1f}\t{sex}\tpass")
+        lines.append(f"sub-{person:02d}\t{age:.1f}\t{sex}\tpass\t{'n/a' if person == 1 else person}")
     (cohort / "participants.tsv").write_text("\n".join(lines) + "\n")
     (folder / "blobs.toml").write_text(RECIPE)
     return folder
@@ -254,6 +254,11 @@ def test_age(run, folder, monkeypatch, capsys):
         (("age", "--person", "sub-01", "--set", "age=50,"), None),
         (("age", "--person", "sub-01", "--set", "age=,"), "--set must give values"),
         (("age", "--person", "sub-01", "--set", "sex=W"), "sex must be one of F, M"),
+        (("age", "--person", "sub-01", "--set", "score=3"), "score must be known of the person who is changed"),
+        (
+            ("age", "--person", "sub-01", "--set", "age=50", "--covariates", "score"),
+            "received an empty cell of sub-01",
+        ),
     ],
 )
 def test_wrong_calls(run, tmp_path, monkeypatch, capsys, options, words):

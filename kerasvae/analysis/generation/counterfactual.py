@@ -33,6 +33,7 @@ from kerasvae.analysis.generation.identity import (
     read_of,
     readers_of,
 )
+from kerasvae.covariates import MISSING
 from kerasvae.data import Scan
 from kerasvae.errors import ArgumentError, nearest
 from kerasvae.preprocess.nifti import as_volume, image_of, sform_code_of, write_volume
@@ -136,6 +137,7 @@ def age_run(
         values = {column_of(name)[0]: cells for name, cells in values.items()}
         wanted = [dict(zip(values, each, strict=True)) for each in product(*map(dict.fromkeys, values.values()))]
         known = {name: [scan.covariates[name]] for name in generator.latents.columns}
+        _refuse_unknown(scan, [*values, *(column_of(name)[0] for name in covariates)])
         warnings: list[str] = []
         for new in wanted:
             generator.numbers({**known, **cells_of(new, 1)})
@@ -183,6 +185,15 @@ def _scan_of(run: Run, person: str, session: str) -> Scan:
         rule = f"be a visit of {person}: {', '.join(scan.session or 'none has a name' for scan in scans)}"
         raise ArgumentError("--session", rule=rule, got=repr(session)[:60], fix="Correct it")
     return found[0]
+
+
+def _refuse_unknown(scan: Scan, names: Sequence[str]) -> None:
+    """A person is moved from what they are: without a value there is no way from it to another."""
+    for name in names:
+        if scan.covariates[name].strip().casefold() in MISSING:
+            got = f"an empty cell of {scan.name}"
+            fix = "Name another person or visit, or a column that is known of this one"
+            raise ArgumentError(name, rule="be known of the person who is changed", got=got, fix=fix)
 
 
 def _write_images(folder: Path, run: Run, scan: Scan, label: str, changed: Changed) -> None:
