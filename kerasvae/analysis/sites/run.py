@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from kerasvae.analysis.contents import read_json
 from kerasvae.analysis.design import column_of
 from kerasvae.analysis.latents import Latents, read_latents
-from kerasvae.analysis.sites.combat import ComBat
+from kerasvae.analysis.sites.combat import FEWEST, ComBat
 from kerasvae.analysis.sites.judged import Parts, Space, kept_alone, principal, spaces_of
 from kerasvae.covariates import MISSING
 from kerasvae.errors import ArgumentError, ModelError, RunError, nearest
@@ -49,6 +49,7 @@ class Harmonized:
         site: Column.
         sites: Of each, how many scans were fitted to, and how many people judged.
         left_out: Scans whose site, or what is kept of them, is not known.
+        few: Sites with fewer people than ComBat needs, none of whose scans are harmonised: how many it had.
         spaces: What can be read from codes, before and after.
     """
 
@@ -56,11 +57,13 @@ class Harmonized:
     site: str
     sites: dict[str, dict[str, int]]
     left_out: int
+    few: dict[str, int]
     spaces: list[Space]
 
     def as_json(self) -> dict[str, Any]:
         """The content of harmonization.json."""
         own = {"site": self.site, "sites": self.sites, "scans_left_out": self.left_out}
+        own |= {"sites_left_out": self.few}
         return own | {"spaces": [vars(space) for space in self.spaces]}
 
     def describe(self) -> list[str]:
@@ -69,7 +72,10 @@ class Harmonized:
         without = (
             f"; {self.left_out} scans without a site or without what is kept are left out" if self.left_out else ""
         )
+        few = ", ".join(f"{name} ({people})" for name, people in self.few.items())
+        gone = f"Left out, with fewer than {FEWEST} training and validation people, none of whose codes are written: "
         return [
+            *([f"{gone}{few}."] if few else []),
             f"ComBat, fitted to {fitted} scans of {len(self.sites)} sites{without}. What codes tell of {judged} other "
             "people, in cross-validation:",
             *(f"  {space.describe()}" for space in self.spaces),
@@ -89,8 +95,9 @@ def harmonize_run(
     """Take the site out of a run's codes by ComBat, and say what that did.
 
     Writes latents_harmonized.tsv, with the columns of latents.tsv: standard deviations are divided as the codes are,
-    ``elbo_nats`` stays. latents_harmonized.json explains them and holds what `ComBat.from_config` takes, and
-    harmonization.json the report.
+    ``elbo_nats`` stays. Scans of sites with too few people to be fitted to are not in it.
+    latents_harmonized.json explains the columns and holds what `ComBat.from_config` takes, and harmonization.json the
+    report.
 
     Args:
         run: Finished.
@@ -102,8 +109,8 @@ def harmonize_run(
         progress: Told of the spaces that were read.
 
     Raises:
-        ArgumentError: If a column is missing or unfit, a site has too few scans to be fitted to, or what is kept
-            follows from the site.
+        ArgumentError: If a column is missing or unfit, fewer than two sites have people enough to be fitted to, or
+            what is kept follows from the site.
         RunError: If the run is not finished, or its codes must not be shifted.
         VolumeError: With `voxels`, if an image is gone.
     """
@@ -114,7 +121,7 @@ def harmonize_run(
         raise RunError(run.path, rule=rule, got=repr(kind), fix="Train it with another posterior")
     if site in keep:
         raise ArgumentError("--keep", rule="leave the site out", got=site, fix="Take it out of one of them")
-    parts, known = _parts(latents, site, keep, permutations, seed)
+    parts, known, few = _parts(latents, site, keep, permutations, seed)
     combat = ComBat.fit(latents.codes[parts.fit], parts.site[parts.fit], parts.kept[parts.fit])
     made = _harmonized(rows, latents, combat, parts, known)
     spaces = _spaces(run, rows, latents, parts, voxels, progress) if len(parts.judged) else []
@@ -125,7 +132,8 @@ def harmonize_run(
         }
         for name in combat.sites
     }
-    found = Harmonized(run.path / "latents_harmonized.tsv", site, counts, len(known) - int(known.sum()), spaces)
+    unknown = int((~known & ~np.isin(parts.site, list(few))).sum())
+    found = Harmonized(run.path / "latents_harmonized.tsv", site, counts, unknown, few, spaces)
     write_table(found.path, made, list(rows[0]))
     about = {"site": site, "keep": {term.name: term.meaning for term in parts.terms}, "fitted_to": list(LEARNED)}
     described = read_json(run.path / "latents.json") | {"Harmonization": about | combat.to_config()}
@@ -142,18 +150,28 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _parts(
     latents: Latents, site: str, keep: Sequence[str], permutations: int, seed: int
-) -> tuple[Parts, NDArray[np.bool_]]:
-    """Who is fitted to, who is judged, and (n,) of whom all is known that is needed."""
+) -> tuple[Parts, NDArray[np.bool_], dict[str, int]]:
+    """Who is fitted to, who is judged, (n,) who is harmonised, and people fitted to of each site with too few."""
     latents.term(f"C({site})")  # says what is wrong with the column
     terms = [latents.term(name) for name in dict.fromkeys(keep)]
     cells = np.array([cell.strip() for cell in latents.columns[site]])
     known = np.array([cell.casefold() not in MISSING for cell in cells])
     known = np.logical_and.reduce([known, *(term.known for term in terms)])
     learned = np.isin(latents.roles, LEARNED)
+    people = {name: set[str]() for name in np.unique(cells[known]).tolist()}
+    for row in np.flatnonzero(known & learned).tolist():
+        people[cells[row]].add(latents.people[row])
+    few = {name: len(own) for name, own in people.items() if len(own) < FEWEST}
+    if len(people) - len(few) < 2:
+        rule = f"have two levels or more with {FEWEST} training and validation people each"
+        got = ", ".join(f"{len(own)} of {name!r}" for name, own in people.items())
+        fix = "Join sites in a new column of the cohort's table, or train with more people"
+        raise ArgumentError(site, rule=rule, got=got[:200], fix=fix)
+    known &= ~np.isin(cells, list(few))
     fit = {(latents.people[row], str(cells[row])): row for row in np.flatnonzero(known & learned)[::-1].tolist()}
     first = {latents.people[row]: row for row in np.flatnonzero(known & ~learned)[::-1].tolist()}
     judged = np.array(sorted(first.values()), np.int64)
-    return Parts(cells, terms, np.array(sorted(fit.values()), np.int64), judged, permutations, seed), known
+    return Parts(cells, terms, np.array(sorted(fit.values()), np.int64), judged, permutations, seed), known, few
 
 
 def _harmonized(
