@@ -121,9 +121,9 @@ def test_without_maps_the_table_alone_is_left_and_comes_out_again(run, tmp_path)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["deviations.json", "deviations.tsv"]
 
 
-@pytest.mark.parametrize("role", ["train", "validation", "calibration"])
-def test_people_the_model_knows_are_refused(run, role):
-    with pytest.raises(ArgumentError, match="neither weights nor scales"):
+@pytest.mark.parametrize("role", ["train", "validation", "calibration", "holdout"])
+def test_people_the_model_knows_are_refused_and_not_suggested(run, role):
+    with pytest.raises(ArgumentError, match=f"--roles must be test: .* received '{role}'. Use test"):
         deviate_run(load_run(run), roles=[role])
 
 
@@ -132,8 +132,6 @@ def test_other_wrong_calls(run, labels):
         deviate_run(load_run(run), ["aeg"])
     with pytest.raises(ArgumentError, match="come with --labels"):
         deviate_run(load_run(run), label_names=labels[1])
-    with pytest.raises(ArgumentError, match="train, validation"):
-        deviate_run(load_run(run), roles=["everybody"])
 
 
 def test_few_calibration_people_are_refused(run, tmp_path):

@@ -102,9 +102,9 @@ def deviate_run(
         VolumeError: If `labels` cannot be read.
     """
     latents, learned_roles = read_latents(run), run.recipe.training.learned_from
-    if wrong := [role for role in roles if role in ("train", "validation", "calibration")]:
-        rule = "be people whom neither weights nor scales were fitted to"
-        raise ArgumentError("--roles", rule=rule, got=wrong[0], fix="Use test")
+    if wrong := [role for role in roles if role != "test"]:
+        rule = "be test: to all others weights, choices or scales were fitted"
+        raise ArgumentError("--roles", rule=rule, got=repr(wrong[0])[:60], fix="Use test")
     if label_names is not None and labels is None:
         raise ArgumentError("--label-names", rule="come with --labels", got="none", fix="Add --labels")
     latents.of(roles)  # says what is wrong with them
