@@ -132,6 +132,8 @@ def test_other_wrong_calls(run, labels):
         deviate_run(load_run(run), ["aeg"])
     with pytest.raises(ArgumentError, match="come with --labels"):
         deviate_run(load_run(run), label_names=labels[1])
+    with pytest.raises(ArgumentError, match="--native must come with maps, but received --no-maps"):
+        deviate_run(load_run(run), native=True, maps=False)
 
 
 def test_few_calibration_people_are_refused(run, tmp_path):

@@ -107,6 +107,8 @@ def deviate_run(
         raise ArgumentError("--roles", rule=rule, got=repr(wrong[0])[:60], fix="Use test")
     if label_names is not None and labels is None:
         raise ArgumentError("--label-names", rule="come with --labels", got="none", fix="Add --labels")
+    if native and not maps:
+        raise ArgumentError("--native", rule="come with maps", got="--no-maps", fix="Leave one of them out")
     latents.of(roles)  # says what is wrong with them
     terms = [latents.term(name) for name in dict.fromkeys(covariates)]
     given = columns_of(terms, len(latents.people))
