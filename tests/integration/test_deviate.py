@@ -97,6 +97,17 @@ def test_the_command_finds_who_is_odd_and_where(run, labels, monkeypatch, capsys
     assert settings["people_without_a_covariate"] == {"learned": 0, "calibration": 0, "judged": 0}
     assert "A covariate is not known" not in said
 
+    assert settings["command"] == "kerasvae " + " ".join([*words, "--native"])
+    assert settings["labels"] == labels[0].name
+    for place, space in ((folder, "native"), (folder / "native", "of the scan of the same name")):
+        endings = {path.name.removesuffix(".nii.gz").rpartition("_")[2] for path in place.glob("*.nii.gz")}
+        assert endings == {"z", "focus"}
+        for ending in endings:
+            about = json.loads((place / f"{ending}.json").read_text())
+            assert (about["Space"], about["Command"]) == (space, settings["command"])
+            assert about["Description"]
+            assert about["Unit"]
+
     image = nibabel.load(folder / f"sub-{ODD}_focus.nii.gz")
     there = np.asarray(image.dataobj)
     assert np.unravel_index(np.abs(there).argmax(), there.shape) == tuple(np.round(voxel[:3]).astype(int))

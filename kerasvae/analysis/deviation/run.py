@@ -14,7 +14,7 @@ from scipy.stats import false_discovery_control
 
 from kerasvae.analysis.design import columns_of
 from kerasvae.analysis.deviation.centiles import CENTILES, LEAST, Chart, centile_figure, fit_chart
-from kerasvae.analysis.deviation.files import CENTILE_COLUMNS, COLUMNS, REGIONS, worst, write_maps
+from kerasvae.analysis.deviation.files import CENTILE_COLUMNS, COLUMNS, REGIONS, describe_maps, worst, write_maps
 from kerasvae.analysis.deviation.norm import Norm
 from kerasvae.analysis.deviation.residuals import residuals_of
 from kerasvae.analysis.deviation.scores import Deviation, region_means, told
@@ -87,6 +87,7 @@ def deviate_run(
     maps: bool = True,
     native: bool = False,
     out: str | os.PathLike[str] | None = None,
+    command: str = "",
     progress: Progress = lambda stage, done, total: None,
 ) -> Deviations:
     """Judge people of a run, and write deviations.tsv, regions.tsv and maps; files of the same names are replaced.
@@ -100,6 +101,7 @@ def deviate_run(
         maps: Whether the maps z and focus of each person are written.
         native: Whether they are written in each scan's own space too.
         out: A folder; by default ``deviations`` in the run's.
+        command: That is asked for, for the .json beside tables and maps.
         progress: Told what is done: stage, done, total.
 
     Raises:
@@ -178,7 +180,11 @@ def deviate_run(
         progress("deviations", done + 1, len(rows["judged"]))
     _add_q(table)
     about: dict[str, Any] = {"covariates": list(covariates), "roles": list(roles), "calibration_people": known}
-    about["people_without_a_covariate"] = lacking
+    about |= {"people_without_a_covariate": lacking, "labels": None if labels is None else Path(labels).name}
+    about["command"] = command
+    if maps:
+        settings = {"Covariates": list(covariates), "CalibrationPeople": known, "Command": command}
+        describe_maps(folder, pipeline.grid.space, settings, native)
     write_described(folder / "deviations.tsv", table, COLUMNS, Settings=about)
     if regions.voxels:
         write_described(folder / "regions.tsv", of_regions, REGIONS, Settings=about)
