@@ -63,6 +63,14 @@ def told(folder):
     return train(load_recipe(folder / "blobs.toml", changes), folder / "cohort", folder / "told")
 
 
+def sidecars(root):
+    """What PyBIDS finds said of each image of a derivative, by the entities space and desc."""
+    from bids import BIDSLayout
+
+    files = BIDSLayout(root, validate=False, is_derivative=True).get(extension=".nii.gz")
+    return {(file.entities.get("space"), file.entities["desc"]): file.get_metadata() for file in files}
+
+
 def in_images(run, images):
     """The four factors of each image, by least squares on the patterns that they were made with, and the mean."""
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in (16, 18, 15)), indexing="ij")
@@ -182,6 +190,9 @@ def test_generate(run, folder, monkeypatch, capsys):
     described = json.loads((out / "dataset_description.json").read_text())
     assert "Generated" in described["Name"]
     assert described["DatasetType"] == "derivative"
+    (about,) = sidecars(out).values()
+    assert (about["Unit"], about["Space"]) == ("model units", "native")
+    assert about["Command"].startswith("kerasvae generate ")
 
     assert command(monkeypatch, "generate", run.path, *options, "--noise", "--out", folder / "noise") == 0
     assert [row["code_0"] for row in read_rows(folder / "noise" / "codes.tsv")] == [row["code_0"] for row in rows]
@@ -206,6 +217,12 @@ def test_age(run, folder, monkeypatch, capsys):
     assert [(row["desc"], row["age"]) for row in rows] == [(f"age{age}", age) for age in ("40", "60", "90")]
     described = json.loads((out / "counterfactuals.json").read_text())
     assert set(described) == set(rows[0])
+    about = sidecars(out)
+    assert len(about) == 18
+    for (space, _), told in about.items():
+        assert told["Command"].startswith("kerasvae age ")
+        where = {"model": ("model units", "native"), "native": ("those of the person's image", f"of {scan.path.name}")}
+        assert (told["Unit"], told["Space"]) == where[space]
 
     def image(space, desc):
         name = f"{scan.person}_space-{space}_desc-{desc}_T1w.nii.gz"

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from kerasvae.analysis.design import column_of
-from kerasvae.analysis.generation.derivative import image_path, label_of, new_derivative
+from kerasvae.analysis.generation.derivative import describe_images, image_path, label_of, new_derivative
 from kerasvae.analysis.generation.generator import LEARNED, Generator
 from kerasvae.analysis.generation.identity import (
     Changed,
@@ -43,6 +43,10 @@ from kerasvae.training.run import Run, write_described, write_json
 
 __all__ = ["Aged", "age_run"]
 
+IMAGES = (
+    "a scanned person's image, changed by a model to the values in its label, which counterfactuals.tsv explains; "
+    "…decoded: what is decoded of the changed code; …difference: that, less what is decoded of the person's own code"
+)
 MEANINGS = {
     "participant_id": "the person",
     "session_id": "of the scan that was changed; n/a where there is one alone",
@@ -102,6 +106,7 @@ def age_run(
     covariates: Sequence[str] = (),
     session: str = "",
     knots: int = 2,
+    command: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Aged:
     """Write images of a person with other values: counterfactual, decoded and difference, on two grids.
@@ -119,6 +124,7 @@ def age_run(
         covariates: Columns that are held the same: what goes with them is not put down to what is changed.
         session: Of a person with several visits; by default the first.
         knots: See `ConditionalCodes.fit`.
+        command: That is asked for, for the images' sidecars.
         progress: Told how many sets of values are done.
 
     Raises:
@@ -157,6 +163,12 @@ def age_run(
             read = read_of(generator, readers, new, all_.images)
             figures.append({"set": new, **identified(generator, all_, images), **read})
             progress(done, len(wanted))
+        own_space = f"of {scan.path.name}"
+        for space, unit, where in (
+            ("model", "model units", run.pipeline.grid.space), ("native", "those of the person's image", own_space),
+        ):  # fmt: skip
+            about = {"Description": IMAGES, "Unit": unit, "Space": where, "Command": command}
+            describe_images(folder, run, about, space=space)
         identity = {
             "role": role,
             "people": len(judged),
