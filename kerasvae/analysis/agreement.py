@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kerasvae.analysis import contents
+from kerasvae.analysis.latents import codes_of
 from kerasvae.analysis.rotation import Kind, rotation_of
 from kerasvae.errors import ArgumentError, RunError
 from kerasvae.metrics import Agreement, AxesAgreement, match_axes, stability
@@ -72,10 +72,7 @@ def agreement_of(runs: Sequence[Path], *, axes: Sequence[Kind] = (), permutation
         raise ArgumentError("RUN", rule="be two run folders or more", got=len(runs), fix="Name the others, too")
     tables, tested, turned = [], [], []
     for run in runs:
-        size = contents.read_json(run / "metrics.json").get("latent_size", 0)
-        codes = contents.read_codes(run / "latents.tsv", size)
-        if not codes.scans or not np.isfinite(codes.means).all():
-            raise RunError(run, rule="hold a finished run with codes", got="no latents.tsv", fix="Train it to its end")
+        codes = codes_of(Run(run))
         first = {person: row for row, (person, _) in reversed(list(enumerate(codes.scans)))}
         turned.append({kind: rotation_of(Run(run), codes.scans, codes.roles, codes.means, kind) for kind in axes})
         tables.append({person: codes.means[row] for person, row in first.items()})

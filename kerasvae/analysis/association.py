@@ -21,6 +21,7 @@ the axes; a test of one dimension does.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,9 +169,12 @@ def associate_run(
     rotation: Kind = "none",
     permutations: int = 10_000,
     seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Associations:
     """Test columns of a run's cohort against its codes, and write associations.tsv, which associations.json explains.
+
+    A table of the same name is replaced.
 
     Args:
         run: Finished.
@@ -180,6 +184,7 @@ def associate_run(
         rotation: Axes that dimensions are those of, see `kerasvae.analysis.rotation`.
         permutations: See `associate`.
         seed: See `associate`.
+        out: The table; by default associations.tsv in the run's folder.
         progress: See `associate`.
 
     Raises:
@@ -205,7 +210,7 @@ def associate_run(
         seed=seed,
         progress=progress,
     )
-    path = run.path / "associations.tsv"
+    path = run.path / "associations.tsv" if out is None else Path(out)
     about = {"covariates": list(covariates), "roles": sorted(set(latents.roles)), "permutations": permutations}
     about |= {"variables": {name: model_of(*each).meaning for name, each in beside.items()}}
     about |= {"held_same": held, "seed": seed}

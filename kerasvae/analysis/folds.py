@@ -41,6 +41,7 @@ class Sample:
     """What is known about n people, each once: their scans are averaged.
 
     Args:
+        variable: Column that is predicted.
         people: Their names, sorted, (n,).
         levels: Of a category; none of a number.
         target: The number, or the place of the level, (n,).
@@ -52,6 +53,7 @@ class Sample:
         roles: Of each run: each person's role, (n,).
     """
 
+    variable: str
     people: tuple[str, ...]
     levels: tuple[str, ...]
     target: Numbers
@@ -154,6 +156,7 @@ def sample_of(folds: Sequence[Fold], variable: str, covariates: Sequence[str]) -
         raise ArgumentError(variable, rule=rule, got=got, fix="Name fewer columns, or runs with more test people")
     first = np.unique(owner, return_index=True)[1]
     return Sample(
+        variable=asked.name,
         people=tuple(names.tolist()),
         levels=levels,
         target=y,

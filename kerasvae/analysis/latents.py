@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasvae.analysis.contents import read_codes, read_json
+from kerasvae.analysis.contents import Codes, read_codes
 from kerasvae.analysis.design import Term, column_of, term_of
 from kerasvae.data import ROLES, Scan
 from kerasvae.errors import ArgumentError, RunError, nearest
 from kerasvae.training.run import FIXED_COLUMNS, Run
 
-__all__ = ["Latents", "asked_latents", "read_latents", "refuse_told", "scans_of"]
+__all__ = ["Latents", "asked_latents", "codes_of", "read_latents", "refuse_told", "scans_of"]
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,25 @@ class Latents:
         )
 
 
-def read_latents(run: Run) -> Latents:
-    """The codes of a finished run.
+def codes_of(run: Run) -> Codes:
+    """The content of a finished run's latents.tsv.
 
     Raises:
         RunError: If it is not finished, or its posterior has no continuous code.
     """
-    size = read_json(run.path / "metrics.json").get("latent_size", 0)
-    codes = read_codes(run.path / "latents.tsv", size)
-    if not codes.scans or not np.isfinite(codes.means).all():
+    codes = read_codes(run.path / "latents.tsv", run.metrics.get("latent_size", 0))
+    if not codes.means.size or not np.isfinite(codes.means).all():
         raise RunError(run.path, rule="hold a finished run with codes", got="none", fix="Train it to its end")
+    return codes
+
+
+def read_latents(run: Run) -> Latents:
+    """The codes of a finished run, and what is known of whom they are.
+
+    Raises:
+        RunError: As `codes_of` does, or if latents.tsv has scans that scans.tsv has not.
+    """
+    codes = codes_of(run)
     known = {(row["participant_id"], row["session_id"] or "n/a"): row for row in run.scans if row["role"] != "excluded"}
     if missing := [scan for scan in codes.scans if scan not in known]:
         got = f"{' '.join(missing[0])} in latents.tsv alone"

@@ -90,13 +90,9 @@ class Predictors:
             learn, left = np.flatnonzero(roles != "test"), np.flatnonzero(roles == "test")
             codes = {name: sample.averaged(values) for name, values in fold.codes.items()}
             self.parts.append((fold.seed, codes, learn, left, place[left]))
-        if not self._enough(sample.target):
-            rule = (
-                f"be known of {INNER} people or more with each level whom a run does not test"
-                if sample.levels
-                else f"vary between {2 * INNER} people or more whom a run does not test"
-            )
-            raise ArgumentError("A variable", rule=rule, got="fewer", fix="Leave it out, or train with more people")
+        for fold, (_, _, learn, _, _) in zip(folds, self.parts, strict=True):
+            if not self._learnable(sample.target[learn]):
+                raise self._too_few(sample.target[learn], fold.name)
 
     def names(self) -> list[str]:
         """What is learned from: the codes' names, and where there are covariates these alone and with latents."""
@@ -243,11 +239,26 @@ class Predictors:
 
     def _enough(self, target: Numbers) -> bool:
         """Whether each run can learn from whom it does not test."""
-        for _, _, learn, _, _ in self.parts:
-            if self.sample.levels:
-                counts = np.bincount(target[learn].astype(np.int64), minlength=len(self.sample.levels))
-                if counts.min() < INNER:
-                    return False
-            elif len(learn) < 2 * INNER or not np.ptp(target[learn]) > 0:
-                return False
-        return True
+        return all(self._learnable(target[learn]) for _, _, learn, _, _ in self.parts)
+
+    def _learnable(self, target: Numbers) -> bool:
+        if self.sample.levels:
+            return min(self._counts(target)) >= INNER
+        return len(target) >= 2 * INNER and bool(np.ptp(target) > 0)
+
+    def _counts(self, target: Numbers) -> list[int]:
+        """People of each level."""
+        return np.bincount(target.astype(np.int64), minlength=len(self.sample.levels)).tolist()
+
+    def _too_few(self, target: Numbers, run: str) -> ArgumentError:
+        name, levels = self.sample.variable, self.sample.levels
+        rule = f"vary between {2 * INNER} people or more whom a run does not test"
+        got = f"{len(target)} in {run}" if len(target) < 2 * INNER else f"one value of {len(target)} people in {run}"
+        fix = "Leave it out, or train with more people"
+        if levels:
+            few = [f"{n} with {level}" for level, n in zip(levels, self._counts(target), strict=True) if n < INNER]
+            rule = f"be known of {INNER} people or more with each level whom a run does not test"
+            got = f"{', '.join(few)} in {run}"
+            fix = f"Leave it out, join levels in another column, or leave scans out with cohort.exclude = {{ {name} = "
+            fix += f'["{levels[int(np.argmin(self._counts(target)))]}"] }} and train again'
+        return ArgumentError(name, rule=rule, got=got, fix=fix)

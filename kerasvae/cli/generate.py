@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kerasvae.cli.app import app, load_tensorflow
-from kerasvae.cli.options import RunArgument, assignments, names
+from kerasvae.cli.options import RunArgument, assignments, command_line, names
 from kerasvae.errors import ArgumentError
 from kerasvae.terminal import bar, err, out
 
@@ -47,6 +47,7 @@ def generate(
             noise=noise,
             seed=seed,
             knots=knots,
+            command=command_line(),
             progress=lambda done, total: show("generate", done, total),
         )
     _warn(found.warnings)
@@ -87,6 +88,7 @@ def age(
             covariates=names(covariates),
             session=session,
             knots=knots,
+            command=command_line(),
             progress=lambda done, total: show("age", done, total),
         )
     _warn(found.warnings)

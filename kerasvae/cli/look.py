@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kerasvae.cli.app import app, load_tensorflow
-from kerasvae.cli.options import JsonOption, RunArgument, answer, names, whole_numbers
+from kerasvae.cli.options import JsonOption, RunArgument, answer, command_line, names, whole_numbers
 from kerasvae.terminal import bar
 
 if TYPE_CHECKING:
@@ -68,7 +66,7 @@ def maps(
             tfce=tfce,
             seed=seed,
             out=out_,
-            command=shlex.join(["kerasvae", *sys.argv[1:]]),
+            command=command_line(),
             progress=show,
         )
     last = f"Maps: {count(len(found.written), 'file', 'files')} in {found.folder}"
@@ -106,6 +104,7 @@ def deviate(
             maps=maps_,
             native=native,
             out=out_,
+            command=command_line(),
             progress=show,
         )
     answer(json_, found.rows, found.describe(), f"Deviations: {found.folder / 'deviations.tsv'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "SetOption",
     "answer",
     "assignments",
+    "command_line",
     "names",
     "whole_numbers",
 ]
@@ -45,6 +47,11 @@ def answer(json_: bool, content: Any, lines: Iterable[str], last: str) -> None:
         return
     for line in [*lines, last]:
         out.print(line)
+
+
+def command_line() -> str:
+    """What was asked for, as a shell takes it, for the files that say how they were made."""
+    return shlex.join(["kerasvae", *sys.argv[1:]])
 
 
 def names(text: str) -> list[str]:

@@ -27,6 +27,7 @@ def associate(
         Literal["none", "principal", "varimax"],
         typer.Option(help="Axes that dimensions are those of; none: as trained."),
     ] = "none",
+    out_: Annotated[Path | None, typer.Option("--out", help="Table; by default associations.tsv in the run's.")] = None,
     permutations: Annotated[int, typer.Option(min=99, help="Random orders that p comes from.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="Of these.")] = 0,
     json_: JsonOption = False,
@@ -34,7 +35,8 @@ def associate(
     """What goes with the latent code? Example: `kerasvae associate run --variables age,sex --covariates site`.
 
     Writes associations.tsv into the run's folder: a row for each variable and dimension, and one for all dimensions
-    together, with slopes, partial correlations, their intervals, and p by permutation, corrected for many tests.
+    together, with slopes, partial correlations, their intervals, and p by permutation, corrected for many tests. A
+    table of the same name is replaced.
     """
     from kerasvae.analysis.association import associate_run
     from kerasvae.training.run import load_run
@@ -50,6 +52,7 @@ def associate(
             rotation=rotation,
             permutations=permutations,
             seed=seed,
+            out=out_,
             progress=lambda done, total: show("permute", done, total),
         )
     answer(json_, [row.as_json() for row in found.rows], found.describe(), f"Associations: {found.path}")

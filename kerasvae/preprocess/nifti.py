@@ -21,6 +21,7 @@ __all__ = ["as_volume", "image_of", "read_volume", "sform_code_of", "write_image
 
 MAX_VOXELS = 2**29
 """Largest image that is read, in voxels (2 GiB as float32; about 0.3 mm over a head)."""
+BRAIN = "a brain image"
 _MAX_REST = 2**20
 """Bytes that may follow an image in a compressed file: a small file may unpack to any amount of nothing."""
 _MAX_DEFLATE_RATIO = 1040
@@ -28,7 +29,11 @@ _MAX_DEFLATE_RATIO = 1040
 
 
 def read_volume(
-    path: str | os.PathLike[str] | bytes, *, volume: int | None = None, max_voxels: int = MAX_VOXELS
+    path: str | os.PathLike[str] | bytes,
+    *,
+    volume: int | None = None,
+    max_voxels: int = MAX_VOXELS,
+    content: str = BRAIN,
 ) -> Volume:
     """Read one 3-D image, in RAS+ order, as float32 with the file's slope and intercept applied.
 
@@ -39,6 +44,7 @@ def read_volume(
         path: A NIfTI-1 or NIfTI-2 file in one piece (.nii, .nii.gz), or MGH/MGZ; or the content of one.
         volume: Which volume of a 4-D series, from 0; None where the image must be 3-D.
         max_voxels: Largest image that is read.
+        content: What it should hold, for the sentence about one that holds one value only.
 
     Raises:
         VolumeError: If the file is missing, unreadable, truncated or not an image; if it is not 3-D, holds colours
@@ -57,7 +63,7 @@ def read_volume(
                 available = size * (_MAX_DEFLATE_RATIO if packed else 1)
                 image = _open_image(cast(BinaryIO, stream), source, available, max_voxels)
                 _check_size(image, source, available, max_voxels)
-                result = _to_volume(image, source, volume)
+                result = _to_volume(image, source, volume, content)
                 if packed and volume is None:
                     _read_rest(cast(BinaryIO, stream), source)
     except (VolumeError, ArgumentError):
@@ -74,10 +80,14 @@ def read_volume(
     return result
 
 
-def as_volume(image: str | os.PathLike[str] | bytes | Volume | Any) -> Volume:
+def as_volume(image: str | os.PathLike[str] | bytes | Volume | Any, *, content: str = BRAIN) -> Volume:
     """A `Volume` from a path, the bytes of a file, a `Volume` (returned as it is) or a nibabel image.
 
     The checks are those of `read_volume`.
+
+    Args:
+        image: As said.
+        content: See `read_volume`.
 
     Raises:
         VolumeError: As `read_volume`.
@@ -88,12 +98,12 @@ def as_volume(image: str | os.PathLike[str] | bytes | Volume | Any) -> Volume:
         _check_values(image.data, image.source)
         return image
     if isinstance(image, (str, bytes, os.PathLike)):
-        return read_volume(image)
+        return read_volume(image, content=content)
     if not (hasattr(image, "dataobj") and hasattr(image, "affine")):
         raise ArgumentError(
             "image", rule="be a path, a Volume or a nibabel image", got=type(image).__name__, fix="Wrap the array"
         )
-    return _to_volume(image, str(image.get_filename() or "image"), None)
+    return _to_volume(image, str(image.get_filename() or "image"), None, content)
 
 
 def write_volume(path: str | os.PathLike[str], data: NDArray, affine: Affine, *, space: str = "native") -> Path:
@@ -239,7 +249,7 @@ def _check_size(image: Any, source: str, available: int, max_voxels: int) -> Non
         )
 
 
-def _to_volume(image: Any, source: str, volume: int | None) -> Volume:
+def _to_volume(image: Any, source: str, volume: int | None, content: str) -> Volume:
     """Check a nibabel image and bring it to RAS+ order."""
     dtype = np.dtype(image.dataobj.dtype)  # that of the file, or of an array in memory
     if dtype.kind not in "iufb":
@@ -252,7 +262,7 @@ def _to_volume(image: Any, source: str, volume: int | None) -> Volume:
     _check_values(native, source)
     lowest, highest = float(native.min()), float(native.max())
     if lowest == highest:
-        raise _wrong(source, "hold a brain image", f"{lowest:g} in every voxel", "Make the image again")
+        raise _wrong(source, f"hold {content}", f"{lowest:g} in every voxel", "Make the image again")
     data, ras = orientation_of(affine).to_ras(native, affine)
     return Volume(
         data=np.ascontiguousarray(data),

@@ -23,7 +23,7 @@ from kerasvae.scoring import distance, shrunk_precision
 from kerasvae.storage import atomic_path
 from kerasvae.training.effective import effective_beta, power_of
 from kerasvae.training.peer import pca_beside
-from kerasvae.training.run import Run, model_inputs, write_json, write_table
+from kerasvae.training.run import Run, model_inputs, write_described, write_json, write_table
 
 if TYPE_CHECKING:
     from kerasvae.models import VAE
@@ -160,15 +160,24 @@ def _column(name: str, index: tuple[int, ...]) -> str:
     return "_".join([name, *map(str, index)])
 
 
+ERRORS = {
+    "participant_id": "whose scan it is",
+    "session_id": "of which visit; n/a where a person has no sessions",
+    "reconstruction": "sum over the mask of squared differences of image and reconstruction, model units squared",
+    "pca": "the same of PCA with as many components as the code has dimensions",
+    "mean_image": "the same of the mean image of the training people",
+}
+
+
 def _write_errors(run: Run, scans: list[Scan], x: NDArray[Any], made: dict[str, NDArray[Any]]) -> None:
-    """errors.tsv: of each held-out scan the sum over the mask of its squared differences, model units squared."""
+    """errors.tsv, which errors.json explains: what each held-out scan differs by from what is made of it."""
     sums = {name: np.square(x - image, dtype=np.float64).sum(axis=1) for name, image in made.items()}
     rows = [
         {"participant_id": scan.person, "session_id": scan.session or "n/a"}
         | {name: float(values[row]) for name, values in sums.items()}
         for row, scan in enumerate(scans)
     ]
-    write_table(run.path / "errors.tsv", rows, list(rows[0]))
+    write_described(run.path / "errors.tsv", rows, ERRORS)
 
 
 def _write_latents(run: Run) -> None:

@@ -211,16 +211,26 @@ def write_described(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapp
     write_json(path.with_suffix(".json"), {name: {"Description": text} for name, text in columns.items()} | sections)
 
 
-FIXED_COLUMNS = ("participant_id", "session_id", "role", "reason", "path")
+SCANS = {
+    "participant_id": "whose scan it is",
+    "session_id": "of which visit; empty where a person has no sessions",
+    "role": "train, validation, calibration or test; excluded: the scan was not used",
+    "reason": "for which a scan was excluded",
+    "path": "of the image",
+}
+"""Columns of scans.tsv but those of the cohort, which stand behind the role."""
+FIXED_COLUMNS = tuple(SCANS)
 
 
 def write_scans(path: Path, cohort: Cohort, split: Split) -> None:
-    """Write scans.tsv: the scans in the order of their rows, then the excluded ones."""
+    """Write scans.tsv, which scans.json explains: the scans in the order of their rows, then the excluded ones."""
     known = list(dict.fromkeys(name for scan in cohort.scans for name in scan.covariates))
     covariates = [name for name in known if name not in FIXED_COLUMNS]
     rows = [_row(scan, split.roles[scan.person], "") for scan in cohort.scans]
     rows += [_row(scan, "excluded", reason) for scan, reason in cohort.excluded]
-    write_table(path, rows, ["participant_id", "session_id", "role", *covariates, "reason", "path"])
+    of_cohort = dict.fromkeys(covariates, "as in the cohort's table; empty where it is not known")
+    first = {name: SCANS[name] for name in FIXED_COLUMNS[:3]}
+    write_described(path, rows, first | of_cohort | SCANS)
 
 
 def _row(scan: Scan, role: str, reason: str) -> dict[str, str]:

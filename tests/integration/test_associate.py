@@ -137,3 +137,16 @@ def test_a_run_that_is_not_finished(folder):
     (folder / "latents.tsv").unlink()
     with pytest.raises(RunError, match="finished run with codes"):
         read_latents(load_run(folder))
+
+
+def test_another_table_leaves_the_first_as_it_was(folder, monkeypatch, capsys, tmp_path):
+    options = (folder, "--permutations", 99)
+    assert command(monkeypatch, *options, "--variables", "age") == 0
+    first = (folder / "associations.tsv").read_bytes()
+    out = tmp_path / "sex.tsv"
+    assert command(monkeypatch, *options, "--variables", "sex", "--out", out) == 0
+    assert f"Associations: {out}" in capsys.readouterr().out.replace("\n", "")
+    assert (folder / "associations.tsv").read_bytes() == first
+    rows = read_rows(out)
+    assert {row["variable"] for row in rows} == {"sex"}
+    assert set(json.loads(out.with_suffix(".json").read_text())) == {*rows[0], "Settings"}

@@ -64,6 +64,7 @@ def test_what_is_pooled_is_what_the_runs_say(job):
         own = np.square(x - made).sum(axis=1)
         with (run.path / "errors.tsv").open() as stream:
             rows = list(csv.DictReader(stream, delimiter="\t"))
+        assert set(json.loads((run.path / "errors.json").read_text())) == set(rows[0])
         assert [each["participant_id"] for each in rows] == [scan.person for scan in scans]
         np.testing.assert_allclose([float(each["reconstruction"]) for each in rows], own, rtol=1e-4)
         np.testing.assert_allclose(

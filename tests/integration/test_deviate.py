@@ -1,6 +1,7 @@
 """`kerasvae deviate` on a run of blobs: what it leaves, whom it finds, what it refuses."""
 
 import json
+import shutil
 
 import nibabel
 import numpy as np
@@ -14,7 +15,7 @@ from kerasvae.cli import main
 from kerasvae.errors import ArgumentError, RunError
 from kerasvae.training.train import train
 from tests.conftest import BLOB_RECIPE, blob, blob_affine, make_blob_cohort, write_image
-from tests.tables import read_rows
+from tests.tables import read_rows, write_rows
 
 PEOPLE = 30
 ODD = 29
@@ -91,7 +92,21 @@ def test_the_command_finds_who_is_odd_and_where(run, labels, monkeypatch, capsys
     assert {row["name"] for row in centiles} == {"left", "right"}
     assert (folder / "centiles.png").read_bytes().startswith(b"\x89PNG")
     settings = json.loads((folder / "deviations.json").read_text())["Settings"]
-    assert settings == {"covariates": ["age", "sex"], "roles": ["test"], "calibration_people": 10}
+    assert settings["covariates"] == ["age", "sex"]
+    assert (settings["roles"], settings["calibration_people"]) == (["test"], 10)
+    assert settings["people_without_a_covariate"] == {"learned": 0, "calibration": 0, "judged": 0}
+    assert "A covariate is not known" not in said
+
+    assert settings["command"] == "kerasvae " + " ".join([*words, "--native"])
+    assert settings["labels"] == labels[0].name
+    for place, space in ((folder, "native"), (folder / "native", "of the scan of the same name")):
+        endings = {path.name.removesuffix(".nii.gz").rpartition("_")[2] for path in place.glob("*.nii.gz")}
+        assert endings == {"z", "focus"}
+        for ending in endings:
+            about = json.loads((place / f"{ending}.json").read_text())
+            assert (about["Space"], about["Command"]) == (space, settings["command"])
+            assert about["Description"]
+            assert about["Unit"]
 
     image = nibabel.load(folder / f"sub-{ODD}_focus.nii.gz")
     there = np.asarray(image.dataobj)
@@ -121,9 +136,9 @@ def test_without_maps_the_table_alone_is_left_and_comes_out_again(run, tmp_path)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["deviations.json", "deviations.tsv"]
 
 
-@pytest.mark.parametrize("role", ["train", "validation", "calibration"])
-def test_people_the_model_knows_are_refused(run, role):
-    with pytest.raises(ArgumentError, match="neither weights nor scales"):
+@pytest.mark.parametrize("role", ["train", "validation", "calibration", "holdout"])
+def test_people_the_model_knows_are_refused_and_not_suggested(run, role):
+    with pytest.raises(ArgumentError, match=f"--roles must be test: .* received '{role}'. Use test"):
         deviate_run(load_run(run), roles=[role])
 
 
@@ -132,13 +147,25 @@ def test_other_wrong_calls(run, labels):
         deviate_run(load_run(run), ["aeg"])
     with pytest.raises(ArgumentError, match="come with --labels"):
         deviate_run(load_run(run), label_names=labels[1])
-    with pytest.raises(ArgumentError, match="train, validation"):
-        deviate_run(load_run(run), roles=["everybody"])
+    with pytest.raises(ArgumentError, match="--native must come with maps, but received --no-maps"):
+        deviate_run(load_run(run), native=True, maps=False)
+
+
+def test_people_without_a_covariate_are_counted(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("deviations"))
+    rows = read_rows(copy / "scans.tsv")
+    for row in rows:
+        if row["participant_id"] in ("sub-00", "sub-13", "sub-20", "sub-29"):  # train, validation, calibration, test
+            row["age"] = "n/a"
+    write_rows(copy / "scans.tsv", rows)
+    found = deviate_run(load_run(copy), ["age", "sex"], maps=False, out=tmp_path / "out")
+    assert found.lacking == {"learned": 2, "calibration": 1, "judged": 1}
+    told = "of 2 of the people learned from, 1 of the people that calibrate, 1 of the people judged."
+    assert any(line.endswith(told) for line in found.describe())
 
 
 def test_few_calibration_people_are_refused(run, tmp_path):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("deviations"))
     for name in ("scans.tsv", "latents.tsv"):

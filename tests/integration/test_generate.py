@@ -38,10 +38,10 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("generate")
     cohort = make_blob_cohort(folder / "cohort", PEOPLE)
     rng = np.random.default_rng(0)
-    lines = ["participant_id\tage\tsex\tqc"]
+    lines = ["participant_id\tage\tsex\tqc\tscore"]
     for person, f in enumerate(factors_of_people()):
         age, sex = 50 + 10 * f[0] + 4 * rng.standard_normal(), "FM"[int(f[1] + 0.5 * rng.standard_normal() > 0)]
-        lines.append(f"sub-{person:02d}\t{age:.1f}\t{sex}\tpass")
+        lines.append(f"sub-{person:02d}\t{age:.1f}\t{sex}\tpass\t{'n/a' if person == 1 else person}")
     (cohort / "participants.tsv").write_text("\n".join(lines) + "\n")
     (folder / "blobs.toml").write_text(RECIPE)
     return folder
@@ -61,6 +61,14 @@ def generator(run):
 def told(folder):
     changes = ["training.epochs=1", "model.condition=['age', 'sex']"]
     return train(load_recipe(folder / "blobs.toml", changes), folder / "cohort", folder / "told")
+
+
+def sidecars(root):
+    """What PyBIDS finds said of each image of a derivative, by the entities space and desc."""
+    from bids import BIDSLayout
+
+    files = BIDSLayout(root, validate=False, is_derivative=True).get(extension=".nii.gz")
+    return {(file.entities.get("space"), file.entities["desc"]): file.get_metadata() for file in files}
 
 
 def in_images(run, images):
@@ -182,6 +190,9 @@ def test_generate(run, folder, monkeypatch, capsys):
     described = json.loads((out / "dataset_description.json").read_text())
     assert "Generated" in described["Name"]
     assert described["DatasetType"] == "derivative"
+    (about,) = sidecars(out).values()
+    assert (about["Unit"], about["Space"]) == ("model units", "native")
+    assert about["Command"].startswith("kerasvae generate ")
 
     assert command(monkeypatch, "generate", run.path, *options, "--noise", "--out", folder / "noise") == 0
     assert [row["code_0"] for row in read_rows(folder / "noise" / "codes.tsv")] == [row["code_0"] for row in rows]
@@ -206,6 +217,12 @@ def test_age(run, folder, monkeypatch, capsys):
     assert [(row["desc"], row["age"]) for row in rows] == [(f"age{age}", age) for age in ("40", "60", "90")]
     described = json.loads((out / "counterfactuals.json").read_text())
     assert set(described) == set(rows[0])
+    about = sidecars(out)
+    assert len(about) == 18
+    for (space, _), told in about.items():
+        assert told["Command"].startswith("kerasvae age ")
+        where = {"model": ("model units", "native"), "native": ("those of the person's image", f"of {scan.path.name}")}
+        assert (told["Unit"], told["Space"]) == where[space]
 
     def image(space, desc):
         name = f"{scan.person}_space-{space}_desc-{desc}_T1w.nii.gz"
@@ -257,6 +274,11 @@ def test_age(run, folder, monkeypatch, capsys):
         (("age", "--person", "sub-01", "--set", "age=50,"), None),
         (("age", "--person", "sub-01", "--set", "age=,"), "--set must give values"),
         (("age", "--person", "sub-01", "--set", "sex=W"), "sex must be one of F, M"),
+        (("age", "--person", "sub-01", "--set", "score=3"), "score must be known of the person who is changed"),
+        (
+            ("age", "--person", "sub-01", "--set", "age=50", "--covariates", "score"),
+            "received an empty cell of sub-01",
+        ),
     ],
 )
 def test_wrong_calls(run, tmp_path, monkeypatch, capsys, options, words):

@@ -154,6 +154,27 @@ def test_unknown_cells_are_left_out(folder):
     assert names == [f"sub-{person:02d}" for person in range(PEOPLE) if person not in (0, 3)]
 
 
+@pytest.mark.parametrize("rows", [[0, 1, 3], [3, 4]], ids=["three people, two fitted to", "nobody fitted to"])
+def test_a_site_with_few_people_is_left_out_and_the_others_are_as_without_it(folder, rows):
+    scans = read_rows(folder / "scans.tsv")
+    one_site(scans, "C", rows)
+    write_rows(folder / "scans.tsv", scans)
+    found = harmonize_run(load_run(folder), "site", ["age"], voxels=False, permutations=1)
+    fitted = sum(ROLES[row] in ("train", "validation") for row in rows)
+    assert found.few == {"C": fitted} == json.loads((folder / "harmonization.json").read_text())["sites_left_out"]
+    assert found.left_out == 0
+    assert found.describe()[0].startswith("Left out, with fewer than 5 training and validation people")
+    assert found.describe()[0].endswith(f"C ({fitted}).")
+    kept = [row for row in range(PEOPLE) if row not in rows]
+    made, latents = read_rows(folder / "latents_harmonized.tsv"), read_rows(folder / "latents.tsv")
+    assert [row["participant_id"] for row in made] == [f"sub-{row:02d}" for row in kept]
+    codes, after = ([[float(row[f"mean_{i}"]) for i in range(3)] for row in table] for table in (latents, made))
+    site, age = np.array([row["site"] for row in scans]), np.array([[float(row["age"])] for row in scans])
+    fit = [row for row in kept if ROLES[row] in ("train", "validation")]
+    combat = ComBat.fit(np.array(codes)[fit], site[fit], age[fit])
+    np.testing.assert_allclose(after, combat.apply(np.array(codes)[kept], site[kept], age[kept]), rtol=1e-6)
+
+
 def one_site(scans, site, rows):
     for row in rows:
         scans[row]["site"] = site
@@ -165,11 +186,10 @@ def one_site(scans, site, rows):
         (lambda scans: None, ("--site", "scanner"), "must be a column of the cohort: age, sex, site"),
         (lambda scans: None, ("--keep", "agee"), "Did you mean age?"),
         (lambda scans: None, ("--keep", "age,site"), "--keep must leave the site out"),
-        (lambda scans: one_site(scans, "C", [3, 4]), (), "one of those that it was fitted to: A, B, but received 'C'"),
         (
-            lambda scans: one_site(scans, "C", [0, 1]),
+            lambda scans: one_site(scans, "A", range(8, PEOPLE)),
             (),
-            "5 scans or more of every level, one a person",
+            "site must have two levels or more with 5 training and validation people each, but received ",
         ),
     ],
 )

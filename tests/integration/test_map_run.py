@@ -223,6 +223,20 @@ def test_some_people_another_folder_and_json(folder, monkeypatch, capsys, tmp_pa
     assert (out / "mine.txt").read_text() == "kept"
 
 
+def test_enhancing_several_visits_is_refused_before_a_map_is_written(folder, monkeypatch, capsys, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "maps"
+    run.mkdir()
+    for path in folder[0].glob("*.*"):
+        (run / path.name).write_bytes(path.read_bytes())
+    for table in ("latents.tsv", "scans.tsv"):
+        rows = read_rows(run / table)
+        write_rows(run / table, [*rows, rows[0] | {"session_id": "ses-2"}])
+    options = ("--variables", "age", "--voxelwise", "images", "--tfce", "--bootstraps", "99", "--out", out)
+    assert command(monkeypatch, run, *options) == 2
+    assert "--tfce must be asked for where each person has one scan, but received 31 scans" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

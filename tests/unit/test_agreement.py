@@ -65,8 +65,12 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     whole = run_of(tmp_path / "a", CODES, HALF)
     with pytest.raises(ArgumentError, match="two run folders"):
         agreement_of([whole])
-    with pytest.raises(RunError, match="finished run"):
+    with pytest.raises(RunError, match=r"with metrics\.json"):
         agreement_of([whole, tmp_path])
+    sizeless = run_of(tmp_path / "sizeless", CODES, HALF)
+    (sizeless / "metrics.json").write_text("{}")
+    with pytest.raises(RunError, match="finished run with codes"):
+        agreement_of([whole, sizeless])
     strangers = run_of(tmp_path / "b", CODES, HALF, [f"other-{i}" for i in range(40)])
     with pytest.raises(RunError, match="12 people in common"):
         agreement_of([whole, strangers])

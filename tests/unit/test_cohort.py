@@ -1,6 +1,7 @@
 """Cohorts and roles: what is read, and what is refused."""
 
 import ctypes
+import json
 import os
 
 import pytest
@@ -122,7 +123,8 @@ def test_whoever_is_left_out_stands_in_the_table_of_scans(few, tmp_path):
     edit(few, lambda text: text + "sub-99\t50\tM\tpass\n")
     cohort = Cohort.read(few, select=SELECT, incomplete="leave_out")
     write_scans(tmp_path / "scans.tsv", cohort, Split(dict.fromkeys(cohort.people, "train")))
-    last = (tmp_path / "scans.tsv").read_text().splitlines()[-1]
+    first, *_, last = (tmp_path / "scans.tsv").read_text().splitlines()
+    assert set(json.loads((tmp_path / "scans.json").read_text())) == set(first.split("\t"))
     assert last.split("\t") == [
         "sub-99",
         "",

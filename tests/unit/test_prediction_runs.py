@@ -267,7 +267,8 @@ def test_what_cannot_be_predicted_is_refused(folders, tmp_path):
     )
     with pytest.raises(RunError, match="same scans as the first run"):
         predict_runs([first, rare], ["age"], pca=False, out=tmp_path / "p.tsv")
-    with pytest.raises(ArgumentError, match="5 people or more with each level"):
+    few = r'few must be known of 5 people .* received \d with b in rare\..* cohort\.exclude = \{ few = \["b"\] \}'
+    with pytest.raises(ArgumentError, match=few):
         predict_runs([rare], ["few"], pca=False)
     told = BLOB_RECIPE.replace("latent_size = 3", 'latent_size = 3\ncondition = ["age"]\ntarget = "head_size"')
     run = load_run(run_of(tmp_path / "told", 0, recipe=told))
@@ -276,3 +277,12 @@ def test_what_cannot_be_predicted_is_refused(folders, tmp_path):
     with pytest.raises(ArgumentError, match="without this target"):
         predict_runs([run], ["head_size"], pca=False)
     assert not list(tmp_path.glob("*.tsv"))
+
+
+def test_nothing_is_overwritten_where_the_figures_of_a_run_are_gone(tmp_path):
+    folder = run_of(tmp_path / "run", 0)
+    (folder / "metrics.json").unlink()
+    (folder / "predictions.tsv").write_text("as it was")
+    with pytest.raises(RunError, match=r"metrics\.json.*--resume"):
+        predict_runs([load_run(folder)], ["age"], pca=False, permutations=0)
+    assert (folder / "predictions.tsv").read_text() == "as it was"

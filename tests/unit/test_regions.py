@@ -79,7 +79,11 @@ def test_a_segmentation_of_a_cropped_scan():
 
 @pytest.mark.parametrize(
     ("data", "offset", "words"),
-    [(np.array([0, 1.5]), 0, "hold labels, whole numbers"), (np.array([0, 2]), 500, "a label on the model's grid")],
+    [
+        (np.array([0, 1.5]), 0, "hold labels, whole numbers"),
+        (np.array([0, 2]), 500, "a label on the model's grid"),
+        (np.array([0, 0]), 0, "must hold labels, and 0 where there is none, but received 0 in every voxel"),
+    ],
 )
 def test_what_is_no_label_image(data, offset, words):
     affine = AFFINE.copy()

@@ -12,26 +12,28 @@ import numpy as np
 from kerasvae.analysis.deviation.centiles import CENTILES
 from kerasvae.analysis.deviation.scores import Deviation
 from kerasvae.preprocess import Pipeline, write_image, write_volume
+from kerasvae.training.run import write_json
 from kerasvae.types import Mask
 
-__all__ = ["CENTILE_COLUMNS", "COLUMNS", "REGIONS", "worst", "write_maps"]
+__all__ = ["CENTILE_COLUMNS", "COLUMNS", "REGIONS", "describe_maps", "worst", "write_maps"]
 
 COLUMNS = {
     "participant_id": "whose",
     "session_id": "of which visit",
     "role": "in the run",
-    "extent": "root mean square over voxels of t: how unusual the whole image is, given the reconstruction",
+    "extent": "root mean square of t over voxels, t being the image less its reconstruction, less what is expected of "
+    "it given the covariates, in calibration people's standard deviations: how unusual the whole image is",
     "p_extent": "conformal p: at most α with a probability of at most α for a healthy person",
     "q_extent": "false discovery rate over all people and all three scores of this table (Benjamini-Hochberg)",
     "focus": "largest value of any band-passed map, in the person's own spread: how far one place stands out",
     "p_focus": "conformal p",
-    "q_focus": "the same",
+    "q_focus": "as q_extent",
     "focus_x": "where, mm",
     "focus_y": "where, mm",
     "focus_z": "where, mm",
     "distance": "of the code from what is expected given the covariates (Mahalanobis)",
     "p_distance": "conformal p",
-    "q_distance": "the same",
+    "q_distance": "as q_extent",
     "region": "that is the most unusual of all",
     "p_regions": "its conformal p, family-wise over the regions",
     "beyond": "share of voxels whose |z| exceeds 1.96; of healthy people 0.05 on average",
@@ -57,6 +59,22 @@ CENTILE_COLUMNS = {
     "at": "value of the covariate",
     **{f"centile_{centile:g}": f"{centile:g} % of people have a lower value, model units" for centile in CENTILES},
 }
+MAPS = {
+    "z": ("image less its reconstruction, less what is expected of it given the covariates, in calibration people's "
+          "standard deviations, as quantiles of a standard normal distribution (parametric)", "none"),
+    "focus": ("of the bands of the residual the value that is furthest from 0: how far a place stands out",
+              "the person's own spread: median absolute deviation, scaled to a normal standard deviation"),
+}  # fmt: skip
+"""What the maps of everybody show, and in what unit."""
+
+
+def describe_maps(folder: Path, space: str, about: Mapping[str, Any], native: bool) -> None:
+    """z.json and focus.json: each holds for all maps of its ending beside it (the inheritance principle of BIDS)."""
+    for kind, (description, unit) in MAPS.items():
+        told = {"Description": description, "Unit": unit, **about}
+        write_json(folder / f"{kind}.json", told | {"Space": space})
+        if native:
+            write_json(folder / "native" / f"{kind}.json", told | {"Space": "of the scan of the same name"})
 
 
 def worst(regions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

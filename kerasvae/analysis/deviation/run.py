@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from scipy.stats import false_discovery_control
 
 from kerasvae.analysis.design import columns_of
 from kerasvae.analysis.deviation.centiles import CENTILES, LEAST, Chart, centile_figure, fit_chart
-from kerasvae.analysis.deviation.files import CENTILE_COLUMNS, COLUMNS, REGIONS, worst, write_maps
+from kerasvae.analysis.deviation.files import CENTILE_COLUMNS, COLUMNS, REGIONS, describe_maps, worst, write_maps
 from kerasvae.analysis.deviation.norm import Norm
 from kerasvae.analysis.deviation.residuals import residuals_of
 from kerasvae.analysis.deviation.scores import Deviation, region_means, told
@@ -33,6 +33,7 @@ BEYOND = 1.959963984540054
 """Of a standard normal distribution 5 % lie further from 0."""
 LEVEL = 0.05
 SCORES = ("extent", "focus", "distance")
+WHOM = {"learned": "learned from", "calibration": "that calibrate", "judged": "judged"}
 CHARTS = 6
 """Regions whose centiles are drawn: those in which somebody deviates most."""
 
@@ -45,11 +46,13 @@ class Deviations:
         folder: Where.
         rows: Of deviations.tsv.
         calibration: How many people calibrated.
+        lacking: People of whom a covariate is not known, by what they are for: learned, calibration, judged.
     """
 
     folder: Path
     rows: list[dict[str, Any]]
     calibration: int
+    lacking: Mapping[str, int] = field(default_factory=dict)
 
     def describe(self) -> list[str]:
         """What was found, as sentences."""
@@ -57,6 +60,9 @@ class Deviations:
         lines = [f"{people} people judged against {self.calibration}; the least p there can be is {self._least:.3f}."]
         if self.calibration < fewest(LEVEL):
             lines.append(f"Nobody can be told at {LEVEL}: that needs {fewest(LEVEL)} calibration people.")
+        if any(self.lacking.values()):
+            who = ", ".join(f"{people} of the people {WHOM[stage]}" for stage, people in self.lacking.items())
+            lines.append(f"A covariate is not known, and taken to be the mean, of {who}.")
         for score in SCORES:
             found = [row for row in self.rows if row[f"q_{score}"] <= 2 * LEVEL]
             names = ", ".join(dict.fromkeys(row["participant_id"] for row in found))
@@ -81,6 +87,7 @@ def deviate_run(
     maps: bool = True,
     native: bool = False,
     out: str | os.PathLike[str] | None = None,
+    command: str = "",
     progress: Progress = lambda stage, done, total: None,
 ) -> Deviations:
     """Judge people of a run, and write deviations.tsv, regions.tsv and maps; files of the same names are replaced.
@@ -94,6 +101,7 @@ def deviate_run(
         maps: Whether the maps z and focus of each person are written.
         native: Whether they are written in each scan's own space too.
         out: A folder; by default ``deviations`` in the run's.
+        command: That is asked for, for the .json beside tables and maps.
         progress: Told what is done: stage, done, total.
 
     Raises:
@@ -102,11 +110,13 @@ def deviate_run(
         VolumeError: If `labels` cannot be read.
     """
     latents, learned_roles = read_latents(run), run.recipe.training.learned_from
-    if wrong := [role for role in roles if role in ("train", "validation", "calibration")]:
-        rule = "be people whom neither weights nor scales were fitted to"
-        raise ArgumentError("--roles", rule=rule, got=wrong[0], fix="Use test")
+    if wrong := [role for role in roles if role != "test"]:
+        rule = "be test: to all others weights, choices or scales were fitted"
+        raise ArgumentError("--roles", rule=rule, got=repr(wrong[0])[:60], fix="Use test")
     if label_names is not None and labels is None:
         raise ArgumentError("--label-names", rule="come with --labels", got="none", fix="Add --labels")
+    if native and not maps:
+        raise ArgumentError("--native", rule="come with maps", got="--no-maps", fix="Leave one of them out")
     latents.of(roles)  # says what is wrong with them
     terms = [latents.term(name) for name in dict.fromkeys(covariates)]
     given = columns_of(terms, len(latents.people))
@@ -115,6 +125,8 @@ def deviate_run(
         "calibration": _first(latents, _rows(latents, ("calibration",))),
         "judged": _rows(latents, roles),
     }
+    unknown: Any = np.isnan(given).any(axis=1)
+    lacking = {stage: len({latents.people[row] for row in own if unknown[row]}) for stage, own in rows.items()}
     known = len(rows["calibration"])
     if known < 3:
         rule, fix = "have three calibration people or more", "Train with a larger split.calibration"
@@ -167,14 +179,19 @@ def deviate_run(
             write_maps(folder, name, one, pipeline, inside, scan if native else None)
         progress("deviations", done + 1, len(rows["judged"]))
     _add_q(table)
-    about = {"covariates": list(covariates), "roles": list(roles), "calibration_people": known}
+    about: dict[str, Any] = {"covariates": list(covariates), "roles": list(roles), "calibration_people": known}
+    about |= {"people_without_a_covariate": lacking, "labels": None if labels is None else Path(labels).name}
+    about["command"] = command
+    if maps:
+        settings = {"Covariates": list(covariates), "CalibrationPeople": known, "Command": command}
+        describe_maps(folder, pipeline.grid.space, settings, native)
     write_described(folder / "deviations.tsv", table, COLUMNS, Settings=about)
     if regions.voxels:
         write_described(folder / "regions.tsv", of_regions, REGIONS, Settings=about)
     if regions.charts:
         write_described(folder / "centiles.tsv", regions.centiles(), CENTILE_COLUMNS, Settings=about)
         regions.draw(folder / "centiles.png", of_regions, given[rows["judged"], 0], terms[0].name)
-    return Deviations(folder, table, known)
+    return Deviations(folder, table, known, lacking)
 
 
 def _add_q(table: Sequence[dict[str, Any]]) -> None:

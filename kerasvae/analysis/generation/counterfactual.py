@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from kerasvae.analysis.design import column_of
-from kerasvae.analysis.generation.derivative import image_path, label_of, new_derivative
+from kerasvae.analysis.generation.derivative import describe_images, image_path, label_of, new_derivative
 from kerasvae.analysis.generation.generator import LEARNED, Generator
 from kerasvae.analysis.generation.identity import (
     Changed,
@@ -33,6 +33,7 @@ from kerasvae.analysis.generation.identity import (
     read_of,
     readers_of,
 )
+from kerasvae.covariates import MISSING
 from kerasvae.data import Scan
 from kerasvae.errors import ArgumentError, nearest
 from kerasvae.preprocess.nifti import as_volume, image_of, sform_code_of, write_volume
@@ -42,6 +43,10 @@ from kerasvae.training.run import Run, write_described, write_json
 
 __all__ = ["Aged", "age_run"]
 
+IMAGES = (
+    "a scanned person's image, changed by a model to the values in its label, which counterfactuals.tsv explains; "
+    "…decoded: what is decoded of the changed code; …difference: that, less what is decoded of the person's own code"
+)
 MEANINGS = {
     "participant_id": "the person",
     "session_id": "of the scan that was changed; n/a where there is one alone",
@@ -102,6 +107,7 @@ def age_run(
     covariates: Sequence[str] = (),
     session: str = "",
     knots: int = 2,
+    command: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Aged:
     """Write images of a person with other values: counterfactual, decoded and difference, on two grids.
@@ -119,6 +125,7 @@ def age_run(
         covariates: Columns that are held the same: what goes with them is not put down to what is changed.
         session: Of a person with several visits; by default the first.
         knots: See `ConditionalCodes.fit`.
+        command: That is asked for, for the images' sidecars.
         progress: Told how many sets of values are done.
 
     Raises:
@@ -137,6 +144,7 @@ def age_run(
         values = {column_of(name)[0]: cells for name, cells in values.items()}
         wanted = [dict(zip(values, each, strict=True)) for each in product(*map(dict.fromkeys, values.values()))]
         known = {name: [scan.covariates[name]] for name in generator.latents.columns}
+        _refuse_unknown(scan, [*values, *(column_of(name)[0] for name in covariates)])
         warnings: list[str] = []
         for new in wanted:
             generator.numbers({**known, **cells_of(new, 1)})
@@ -156,6 +164,12 @@ def age_run(
             read = read_of(generator, readers, new, all_.images)
             figures.append({"set": new, **identified(generator, all_, images), **read})
             progress(done, len(wanted))
+        own_space = f"of {scan.path.name}"
+        for space, unit, where in (
+            ("model", "model units", run.pipeline.grid.space), ("native", "those of the person's image", own_space),
+        ):  # fmt: skip
+            about = {"Description": IMAGES, "Unit": unit, "Space": where, "Command": command}
+            describe_images(folder, run, about, space=space)
         identity = {
             "role": role,
             "people": len(judged),
@@ -184,6 +198,15 @@ def _scan_of(run: Run, person: str, session: str) -> Scan:
         rule = f"be a visit of {person}: {', '.join(scan.session or 'none has a name' for scan in scans)}"
         raise ArgumentError("--session", rule=rule, got=repr(session)[:60], fix="Correct it")
     return found[0]
+
+
+def _refuse_unknown(scan: Scan, names: Sequence[str]) -> None:
+    """A person is moved from what they are: without a value there is no way from it to another."""
+    for name in names:
+        if scan.covariates[name].strip().casefold() in MISSING:
+            got = f"an empty cell of {scan.name}"
+            fix = "Name another person or visit, or a column that is known of this one"
+            raise ArgumentError(name, rule="be known of the person who is changed", got=got, fix=fix)
 
 
 def _write_images(folder: Path, run: Run, scan: Scan, label: str, changed: Changed) -> None:

@@ -13,7 +13,7 @@ from kerasvae.errors import ArgumentError
 from kerasvae.storage import atomic_path, is_vacant
 from kerasvae.training.run import Run, write_json
 
-__all__ = ["image_path", "label_of", "new_derivative"]
+__all__ = ["describe_images", "image_path", "label_of", "new_derivative"]
 
 DESCRIPTION = "dataset_description.json"
 
@@ -57,9 +57,24 @@ def image_path(folder: Path, run: Run, name: str, **entities: str) -> Path:
         name: Of the person, perhaps with a session: sub-x or sub-x_ses-y.
         entities: In their order.
     """
+    return folder.joinpath(*name.split("_"), "anat", f"{name}_{_ending(run, entities)}.nii.gz")
+
+
+def describe_images(folder: Path, run: Run, about: Mapping[str, Any], **entities: str) -> None:
+    """Write a sidecar at the top of a derivative: it holds for all its images with these entities (BIDS inheritance).
+
+    Args:
+        folder: The derivative.
+        run: Its recipe says the suffix.
+        about: What it says.
+        entities: Those that the images have in common.
+    """
+    write_json(folder / f"{_ending(run, entities)}.json", about)
+
+
+def _ending(run: Run, entities: Mapping[str, str]) -> str:
     suffix = run.recipe.cohort.select.get("suffix", run.pipeline.modality)
-    parts = [name, *(f"{key}-{value}" for key, value in entities.items()), suffix]
-    return folder.joinpath(*name.split("_"), "anat", "_".join(parts) + ".nii.gz")
+    return "_".join([*(f"{key}-{value}" for key, value in entities.items()), suffix])
 
 
 def label_of(values: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kerasvae.analysis.design import column_of
-from kerasvae.analysis.generation.derivative import image_path, new_derivative
+from kerasvae.analysis.generation.derivative import describe_images, image_path, new_derivative
 from kerasvae.analysis.generation.generator import Generator
 from kerasvae.analysis.generation.memorisation import LEAST_HELD_OUT
 from kerasvae.analysis.generation.novelty import CODES, Check, novelty
@@ -44,6 +44,7 @@ def generate_run(
     noise: bool = False,
     seed: int = 0,
     knots: int = 2,
+    command: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Generated:
     """Write images of new people: a BIDS derivative with participants.tsv, codes.tsv and memorisation.json.
@@ -59,6 +60,7 @@ def generate_run(
         noise: Draw images from the likelihood; else they are its means, which lack what codes do not say.
         seed: Of the draws.
         knots: See `ConditionalCodes.fit`.
+        command: That is asked for, for the images' sidecar.
         progress: Told how many images are written.
 
     Raises:
@@ -89,6 +91,9 @@ def generate_run(
             path = image_path(folder, run, person, desc="generated")
             write_volume(path, image, grid.matrix, space=grid.space)
             progress(index + 1, count)
+        drawn = "drawn with the model's noise" if noise else "a mean, without noise"
+        about = {"Description": f"a brain made by a model, {drawn}; nobody was scanned", "Unit": "model units"}
+        describe_images(folder, run, about | {"Space": grid.space, "Command": command}, desc="generated")
         columns = {"participant_id": CODES["participant_id"], **dict.fromkeys(values, "as it was asked for")}
         write_described(folder / "participants.tsv", [{"participant_id": each, **values} for each in people], columns)
         found, near = novelty(generator, codes, means, seed=for_check)

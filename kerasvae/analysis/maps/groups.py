@@ -25,7 +25,7 @@ from kerasvae.errors import ArgumentError
 from kerasvae.preprocess.nifti import image_of, sform_code_of
 from kerasvae.types import Grid, Mask
 
-__all__ = ["VoxelTest", "voxel_test"]
+__all__ = ["VoxelTest", "refuse_visits", "voxel_test"]
 
 Numbers = NDArray[np.float64]
 
@@ -53,6 +53,19 @@ class VoxelTest:
     degrees: int
     threshold: float
     voxels: int
+
+
+def refuse_visits(people: Sequence[str]) -> None:
+    """Refuse to enhance, without a threshold, what is known of scans of people: (m,), whose.
+
+    Raises:
+        ArgumentError: If somebody has several scans, which nilearn would exchange one by one.
+    """
+    if len(set(people)) < len(people):
+        rule, got = "be asked for where each person has one scan", f"{len(people)} scans of {len(set(people))} people"
+        raise ArgumentError(
+            "--tfce", rule=rule, got=got, fix="Leave it out: voxels and clusters are tested all the same"
+        )
 
 
 def voxel_test(
@@ -86,6 +99,8 @@ def voxel_test(
         ArgumentError: If no voxel varies, no degrees of freedom are left, or enhancement is asked for where people have
             several scans.
     """
+    if tfce:
+        refuse_visits(people)
     moving = np.ptp(values, axis=0) > 0
     base = np.concatenate([np.ones((len(values), 1)), contrast.held], axis=1)
     degrees = int(len(values) - np.linalg.matrix_rank(base) - 1)
@@ -95,11 +110,6 @@ def voxel_test(
     tested = np.zeros_like(inside)
     tested[inside] = moving
     numbers = np.asarray(values[:, moving], np.float64)
-    if tfce and len(set(people)) < len(people):
-        rule, got = "be asked for where each person has one scan", f"{len(people)} scans of {len(set(people))} people"
-        raise ArgumentError(
-            "--tfce", rule=rule, got=got, fix="Leave it out: voxels and clusters are tested all the same"
-        )
     threshold = float(stats.t.isf(cluster_p / 2, degrees))
     found = _tested(numbers, contrast, people, tested, permutations, threshold, seed, progress)
     if tfce:

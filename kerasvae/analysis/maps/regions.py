@@ -70,7 +70,7 @@ def place_labels(image: str | os.PathLike[str] | Any, pipeline: Pipeline) -> NDA
     Raises:
         VolumeError: If it cannot be read, holds other numbers, or no label comes to lie on the grid.
     """
-    volume = as_volume(image)
+    volume = as_volume(image, content="labels, and 0 where there is none")
     if not np.array_equal(volume.data, np.rint(volume.data)) or np.abs(volume.data).max() >= 2**24:
         rule = "hold labels, whole numbers below 2²⁴"
         raise VolumeError(volume.source, rule=rule, got="others", fix="Give a segmentation, not an image")

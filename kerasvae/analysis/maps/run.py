@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kerasvae.analysis.latents import Latents, asked_latents
 from kerasvae.analysis.maps.decoded import Decode
 from kerasvae.analysis.maps.folder import MapFolder
+from kerasvae.analysis.maps.groups import refuse_visits
 from kerasvae.analysis.maps.regions import place_labels, read_label_names
 from kerasvae.analysis.maps.slopes import contrasts_of
 from kerasvae.analysis.maps.work import MapWork
@@ -109,6 +110,8 @@ def map_run(
     asked = [latents.term(name) for name in dict.fromkeys(variables)]
     held = [latents.term(name) for name in dict.fromkeys(covariates)]
     contrasts = [contrast for term in asked for contrast in contrasts_of(term, held)]
+    for contrast in contrasts if tfce and voxelwise else []:  # before anything is written
+        refuse_visits(np.asarray(latents.people)[contrast.known].tolist())
     pipeline = run.pipeline
     inside = pipeline.inside
     about = {"Roles": sorted(set(latents.roles)), "Seed": seed, "Command": command}

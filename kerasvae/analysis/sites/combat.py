@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kerasvae.errors import ArgumentError
 
-__all__ = ["ComBat"]
+__all__ = ["FEWEST", "ComBat"]
 
 Numbers = NDArray[np.float64]
 Cells = Sequence[str] | NDArray[np.str_]

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from kerasvae.analysis.contents import read_json
 from kerasvae.analysis.design import column_of
 from kerasvae.analysis.latents import Latents, read_latents
-from kerasvae.analysis.sites.combat import ComBat
+from kerasvae.analysis.sites.combat import FEWEST, ComBat
 from kerasvae.analysis.sites.judged import Parts, Space, kept_alone, principal, spaces_of
 from kerasvae.analysis.sites.outcome import outcome_of, scored_of, who_is_scored
 from kerasvae.covariates import MISSING
@@ -52,6 +52,7 @@ class Harmonized:
         sites: Of each, how many scans were fitted to, how many people judged, and on how many of these the site was
             scored: none where there are fewer than five, or of one site alone.
         left_out: Scans whose site, or what is kept of them, is not known.
+        few: Sites with fewer people than ComBat needs, none of whose scans are harmonised: how many it had.
         spaces: What can be read from codes, before and after.
     """
 
@@ -59,11 +60,13 @@ class Harmonized:
     site: str
     sites: dict[str, dict[str, int]]
     left_out: int
+    few: dict[str, int]
     spaces: list[Space]
 
     def as_json(self) -> dict[str, Any]:
         """The content of harmonization.json."""
         own = {"site": self.site, "sites": self.sites, "scans_left_out": self.left_out}
+        own |= {"sites_left_out": self.few}
         return own | {"spaces": [vars(space) for space in self.spaces]}
 
     def describe(self) -> list[str]:
@@ -82,7 +85,10 @@ class Harmonized:
             alone.site_accuracy if alone else None,
             judged,
         )
+        few = ", ".join(f"{name} ({people})" for name, people in self.few.items())
+        gone = f"Left out, with fewer than {FEWEST} training and validation people, none of whose codes are written: "
         return [
+            *([f"{gone}{few}."] if few else []),
             f"ComBat, fitted to {fitted} scans of {len(self.sites)} sites{without}. What codes tell of "
             f"{sum(judged.values())} other people, in cross-validation ({who_is_scored(self.site, judged)}):",
             *(f"  {space.describe(self.site)}" for space in self.spaces),
@@ -103,8 +109,9 @@ def harmonize_run(
     """Take the site out of a run's codes by ComBat, and say what that did.
 
     Writes latents_harmonized.tsv, with those columns of latents.tsv that are harmonised: standard deviations are
-    divided as the codes are; scores of the codes as they were stay in latents.tsv. latents_harmonized.json explains
-    them and holds what `ComBat.from_config` takes, and harmonization.json the report.
+    divided as the codes are; scores of the codes as they were stay in latents.tsv. Scans of sites with too few people
+    to be fitted to are not in it. latents_harmonized.json explains the columns and holds what `ComBat.from_config`
+    takes, and harmonization.json the report.
 
     Args:
         run: Finished.
@@ -116,8 +123,8 @@ def harmonize_run(
         progress: Told of the spaces that were read.
 
     Raises:
-        ArgumentError: If a column is missing or unfit, a site has too few scans to be fitted to, or what is kept
-            follows from the site.
+        ArgumentError: If a column is missing or unfit, fewer than two sites have people enough to be fitted to, or
+            what is kept follows from the site.
         RunError: If the run is not finished, or its codes must not be shifted.
         VolumeError: With `voxels`, if an image is gone.
     """
@@ -128,7 +135,7 @@ def harmonize_run(
         raise RunError(run.path, rule=rule, got=repr(kind), fix="Train it with another posterior")
     if site in keep:
         raise ArgumentError("--keep", rule="leave the site out", got=site, fix="Take it out of one of them")
-    parts, known = _parts(latents, site, keep, permutations, seed)
+    parts, known, few = _parts(latents, site, keep, permutations, seed)
     combat = ComBat.fit(latents.codes[parts.fit], parts.site[parts.fit], parts.kept[parts.fit])
     made = _harmonized(rows, latents, combat, parts, known)
     spaces = _spaces(run, rows, latents, parts, voxels, progress) if len(parts.judged) else []
@@ -142,7 +149,8 @@ def harmonize_run(
     scored = scored_of({name: each["people_judged"] for name, each in counts.items()})
     for name, each in counts.items():
         each["people_scored"] = scored.get(name, 0)
-    found = Harmonized(run.path / "latents_harmonized.tsv", site, counts, len(known) - int(known.sum()), spaces)
+    unknown = int((~known & ~np.isin(parts.site, list(few))).sum())
+    found = Harmonized(run.path / "latents_harmonized.tsv", site, counts, unknown, few, spaces)
     names = [*WHO, *(name for name in rows[0] if CENTRE.fullmatch(name) or SPREAD.fullmatch(name))]
     write_table(found.path, made, names)
     about = {"site": site, "keep": {term.name: term.meaning for term in parts.terms}, "fitted_to": list(LEARNED)}
@@ -161,18 +169,28 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _parts(
     latents: Latents, site: str, keep: Sequence[str], permutations: int, seed: int
-) -> tuple[Parts, NDArray[np.bool_]]:
-    """Who is fitted to, who is judged, and (n,) of whom all is known that is needed."""
+) -> tuple[Parts, NDArray[np.bool_], dict[str, int]]:
+    """Who is fitted to, who is judged, (n,) who is harmonised, and people fitted to of each site with too few."""
     latents.term(f"C({site})")  # says what is wrong with the column
     terms = [latents.term(name) for name in dict.fromkeys(keep)]
     cells = np.array([cell.strip() for cell in latents.columns[site]])
     known = np.array([cell.casefold() not in MISSING for cell in cells])
     known = np.logical_and.reduce([known, *(term.known for term in terms)])
     learned = np.isin(latents.roles, LEARNED)
+    people = {name: set[str]() for name in np.unique(cells[known]).tolist()}
+    for row in np.flatnonzero(known & learned).tolist():
+        people[cells[row]].add(latents.people[row])
+    few = {name: len(own) for name, own in people.items() if len(own) < FEWEST}
+    if len(people) - len(few) < 2:
+        rule = f"have two levels or more with {FEWEST} training and validation people each"
+        got = ", ".join(f"{len(own)} of {name!r}" for name, own in people.items())
+        fix = "Join sites in a new column of the cohort's table, or train with more people"
+        raise ArgumentError(site, rule=rule, got=got[:200], fix=fix)
+    known &= ~np.isin(cells, list(few))
     fit = {(latents.people[row], str(cells[row])): row for row in np.flatnonzero(known & learned)[::-1].tolist()}
     first = {latents.people[row]: row for row in np.flatnonzero(known & ~learned)[::-1].tolist()}
     judged = np.array(sorted(first.values()), np.int64)
-    return Parts(cells, terms, np.array(sorted(fit.values()), np.int64), judged, permutations, seed), known
+    return Parts(cells, terms, np.array(sorted(fit.values()), np.int64), judged, permutations, seed), known, few
 
 
 def _harmonized(
