@@ -132,7 +132,7 @@ def space(name, harmonized, accuracy, p, age=None):
 def write_site(folder, spaces=None, site="scanner"):
     spaces = spaces or [space("latents", False, 0.9, 0.005, 0.6), space("latents", True, 0.51, 0.4, 0.58)]
     sites = {"A": {"scans_fitted": 20, "people_judged": 9}, "B": {"scans_fitted": 21, "people_judged": 11}}
-    content = {"site": site, "sites": sites, "scans_left_out": 1, "spaces": spaces}
+    content = {"site": site, "sites": sites, "scans_left_out": 1, "sites_left_out": {"C": 3}, "spaces": spaces}
     (folder / "harmonization.json").write_text(json.dumps(content))
 
 

@@ -37,7 +37,7 @@ from kerasvae.analysis.permutation import orthonormal, permute
 from kerasvae.analysis.rotation import Kind, rotated
 from kerasvae.analysis.visits import Visits
 from kerasvae.errors import ArgumentError
-from kerasvae.training.run import Run, write_described
+from kerasvae.training.run import Run, table_path, write_described
 
 __all__ = ["Association", "Associations", "associate", "associate_run", "fisher_interval", "posterior_variance"]
 
@@ -191,6 +191,7 @@ def associate_run(
         ArgumentError: If a column is missing or unfit, or the model was given it.
         RunError: If the run is not finished.
     """
+    path = table_path(out, run.path / "associations.tsv")
     latents, turned = rotated(run, read_latents(run), rotation)
     latents = latents if roles is None else latents.of(roles)
     if not variables:
@@ -210,7 +211,6 @@ def associate_run(
         seed=seed,
         progress=progress,
     )
-    path = run.path / "associations.tsv" if out is None else Path(out)
     about = {"covariates": list(covariates), "roles": sorted(set(latents.roles)), "permutations": permutations}
     about |= {"variables": {name: model_of(*each).meaning for name, each in beside.items()}}
     about |= {"held_same": held, "seed": seed}

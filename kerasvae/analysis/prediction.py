@@ -29,7 +29,7 @@ from kerasvae.analysis.latents import refuse_told
 from kerasvae.analysis.predictors import ADDED, BOTH, COVARIATES, Predictors, Told
 from kerasvae.errors import ArgumentError
 from kerasvae.metrics.predicted import line_calibration, logistic_calibration
-from kerasvae.training.run import Run, write_described
+from kerasvae.training.run import Run, table_path, write_described
 
 __all__ = ["Predictions", "predict_runs"]
 
@@ -118,7 +118,7 @@ def predict_runs(
         raise ArgumentError("--out", rule="name a table where there are several runs", got=got, fix="Add --out FILE")
     for run in runs:
         refuse_told(run, variables, ("train",), fix="Train a model without this target to ask this")
-    path = runs[0].path / "predictions.tsv" if out is None else Path(out)
+    path = table_path(out, runs[0].path / "predictions.tsv")
     folds = read_folds(runs, pca=pca)
     asked = list(dict.fromkeys(variables))
     samples = {column_of(name)[0]: sample_of(folds, name, covariates) for name in asked}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kerasvae.data import Cohort, Scan, Split
 from kerasvae.data.cohort import table_of
 from kerasvae.data.store import VolumeStore
-from kerasvae.errors import RunError
+from kerasvae.errors import ArgumentError, RunError
 from kerasvae.preprocess import Pipeline
 from kerasvae.storage import atomic_path
 from kerasvae.training.recipe import Recipe, load_recipe
@@ -24,7 +24,7 @@ from kerasvae.types import Array
 if TYPE_CHECKING:
     from kerasvae.models import VAE
 
-__all__ = ["Run", "load_run", "model_inputs", "write_described", "write_json", "write_table"]
+__all__ = ["Run", "load_run", "model_inputs", "table_path", "write_described", "write_json", "write_table"]
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,18 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence
         writer.writeheader()
         for row in rows:
             writer.writerow({key: f"{value:.9g}" if isinstance(value, float) else value for key, value in row.items()})
+
+
+def table_path(out: str | os.PathLike[str] | None, default: Path) -> Path:
+    """Where a table goes that people may name.
+
+    Raises:
+        ArgumentError: If the name is not that of a table.
+    """
+    path = default if out is None else Path(out)
+    if path.suffix not in (".tsv", ".csv"):
+        raise ArgumentError("--out", rule="end in .tsv or .csv", got=path.name, fix="Name a table")
+    return path
 
 
 def write_described(path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], **sections: Any) -> None:

@@ -144,6 +144,8 @@ def test_another_table_leaves_the_first_as_it_was(folder, monkeypatch, capsys, t
     assert command(monkeypatch, *options, "--variables", "age") == 0
     first = (folder / "associations.tsv").read_bytes()
     out = tmp_path / "sex.tsv"
+    assert command(monkeypatch, *options, "--variables", "age", "--out", out.with_suffix(".json")) == 2
+    assert not out.with_suffix(".json").exists()
     assert command(monkeypatch, *options, "--variables", "sex", "--out", out) == 0
     assert f"Associations: {out}" in capsys.readouterr().out.replace("\n", "")
     assert (folder / "associations.tsv").read_bytes() == first

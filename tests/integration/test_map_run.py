@@ -246,6 +246,7 @@ def test_enhancing_several_visits_is_refused_before_a_map_is_written(folder, mon
         (("--variables", "agee"), "Did you mean age?"),
         (("--variables", "age", "--voxelwise", "codes"), "--voxelwise must be images or reconstructions"),
         (("--dimensions", "0", "--voxelwise", "images"), "--voxelwise must come with --variables"),
+        (("--variables", "age", "--tfce"), "--tfce must come with --voxelwise"),
         (("--dimensions", "0", "--label-names", "x.tsv"), "--label-names must come with --labels"),
         (("--variables", "age", "--roles", "tset"), "--roles must be train, validation"),
     ],

@@ -104,13 +104,17 @@ def map_run(
         raise ArgumentError("--dimensions", rule=rule, got=wrong[0], fix="Name others")
     if unknown := [each for each in voxelwise if each not in IMAGES]:
         raise ArgumentError("--voxelwise", rule=f"be {' or '.join(IMAGES)}", got=unknown[0], fix="Correct it")
-    if (voxelwise and not variables) or (label_names and not labels):
-        what, other = ("--label-names", "--labels") if label_names else ("--voxelwise", "--variables")
-        raise ArgumentError(what, rule=f"come with {other}", got="none", fix=f"Add {other}")
+    for what, given, other, needed in (
+        ("--voxelwise", voxelwise, "--variables", variables),
+        ("--label-names", label_names, "--labels", labels),
+        ("--tfce", tfce, "--voxelwise", voxelwise),
+    ):
+        if given and not needed:
+            raise ArgumentError(what, rule=f"come with {other}", got="none", fix=f"Add {other}")
     asked = [latents.term(name) for name in dict.fromkeys(variables)]
     held = [latents.term(name) for name in dict.fromkeys(covariates)]
     contrasts = [contrast for term in asked for contrast in contrasts_of(term, held)]
-    for contrast in contrasts if tfce and voxelwise else []:  # before anything is written
+    for contrast in contrasts if tfce else []:  # before anything is written
         refuse_visits(np.asarray(latents.people)[contrast.known].tolist())
     pipeline = run.pipeline
     inside = pipeline.inside

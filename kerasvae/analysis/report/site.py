@@ -34,6 +34,7 @@ def site_view(path: Path) -> View:
         "site": site,
         "sites": found["sites"],
         "left_out": found["scans_left_out"],
+        "few": found.get("sites_left_out", {}),
         "judged": sum(judged.values()),
         "scored": who_is_scored(site, judged),
         "kept": kept,
