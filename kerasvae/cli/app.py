@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import logging
 import os
 import sys
 import tempfile
@@ -45,6 +46,8 @@ def _of_all(
     """Options of no command in particular."""
 
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
 EXTRAS = {
     "train": (
         "tensorflow", "keras", "tf_keras", "tensorflow_probability", "bids", "pandas", "sklearn", "statsmodels",
@@ -102,11 +105,23 @@ def _open_standard_streams() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
 
 
+def _leave_at_once(status: int) -> None:
+    """End without taking TensorFlow down: in the middle of a training its threads can wait for one another for ever."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
+
+
 def main() -> None:
     """Run the command line; errors made on purpose become one sentence and an exit status."""
     _open_standard_streams()
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED and "tensorflow" in sys.modules:
+            _leave_at_once(INTERRUPTED)
+        raise
     except KerasVAEError as error:
         about = "".join(f" {note}:" for note in getattr(error, "__notes__", []))
         err.say("Error:", "red", f"{about} {error}")

@@ -134,12 +134,15 @@ def test_ctrl_c_takes_effect_between_two_pieces_of_work_and_says_how_to_go_on(jo
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
     call = [sys.executable, "-m", "kerasvae.cli", "train", "blobs.toml", "--data", "cohort", "--out"]
     call += [str(tmp_path / "run"), "--set", "training.epochs=4000", "--set", "training.patience=4000"]
-    process = subprocess.Popen(call, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoint").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    with subprocess.Popen(call, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "checkpoint").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, stderr.decode()
     assert "Add --resume to the same command" in stderr.decode()
     assert "Traceback" not in stderr.decode()
