@@ -33,14 +33,15 @@ def generate(
     Writes their images on the model's grid, participants.tsv with the values, codes.tsv with each code and the training
     person it is nearest to, and memorisation.json: whether the run draws its training people again.
     """
-    values = assignments(set_ or [])
+    from kerasvae.training.run import load_run
+
+    values, opened = assignments(set_ or []), load_run(run)
     load_tensorflow()
     from kerasvae.analysis.generation.run import generate_run
-    from kerasvae.training.run import load_run
 
     with bar() as show:
         found = generate_run(
-            load_run(run),
+            opened,
             values,
             out_,
             count=count,
@@ -75,13 +76,15 @@ def age(
     values = {name: names(text) for name, text in assignments(set_ or []).items()}
     if empty := [name for name, cells in values.items() if not cells]:
         raise ArgumentError("--set", rule="give values, as in age=60,80", got=f"{empty[0]}=", fix="Add one")
+    from kerasvae.training.run import load_run
+
+    opened = load_run(run)
     load_tensorflow()
     from kerasvae.analysis.generation.counterfactual import age_run
-    from kerasvae.training.run import load_run
 
     with bar() as show:
         found = age_run(
-            load_run(run),
+            opened,
             person,
             values,
             out_,

@@ -44,14 +44,16 @@ def maps(
     """
     asked, held, tested = map(names, (variables, covariates, voxelwise))
     along = whole_numbers(dimensions, "--dimensions")
+    from kerasvae.training.run import load_run
+
+    opened = load_run(run)
     load_tensorflow()
     from kerasvae.analysis.maps.run import map_run
     from kerasvae.analysis.words import count
-    from kerasvae.training.run import load_run
 
     with bar() as show:
         found = map_run(
-            load_run(run),
+            opened,
             asked,
             held,
             dimensions=along,
@@ -90,13 +92,15 @@ def deviate(
     Writes deviations.tsv: of each test person how unusual image, single places, code and regions are, with conformal
     p-values against calibration people; and maps of z. Files of the same names are replaced.
     """
+    from kerasvae.training.run import load_run
+
+    opened = load_run(run)
     load_tensorflow()
     from kerasvae.analysis.deviation.run import deviate_run
-    from kerasvae.training.run import load_run
 
     with bar() as show:
         found = deviate_run(
-            load_run(run),
+            opened,
             names(covariates),
             roles=names(roles),
             labels=labels,

@@ -26,11 +26,13 @@ AXES = {"none": "axes as trained", "principal": "principal axes", "varimax": "va
 @app.command()
 def evaluate(run: RunArgument, json_: JsonOption = False) -> None:
     """Compute the figures on the test people again. Example: `kerasvae evaluate run --json`."""
-    load_tensorflow()
-    from kerasvae.training.evaluate import evaluate as run_evaluation
     from kerasvae.training.run import load_run
 
-    metrics = run_evaluation(load_run(run))
+    opened = load_run(run)
+    load_tensorflow()
+    from kerasvae.training.evaluate import evaluate as run_evaluation
+
+    metrics = run_evaluation(opened)
     if json_:
         sys.stdout.write(json.dumps(metrics) + "\n")
     else:
