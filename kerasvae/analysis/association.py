@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from kerasvae.analysis.design import Term, held_same, model_of
+from kerasvae.analysis.design import Term, beside, held_same, model_of
 from kerasvae.analysis.latents import read_latents, refuse_told
 from kerasvae.analysis.permutation import orthonormal, permute
 from kerasvae.analysis.rotation import Kind, rotated
@@ -199,8 +199,7 @@ def associate_run(
     refuse_told(run, variables, latents.roles)
     terms = [latents.term(name) for name in dict.fromkeys(variables)]
     known = [latents.term(name) for name in dict.fromkeys(covariates)]
-    beside = {term.name: (term, [other for other in known if other.name != term.name]) for term in terms}
-    held = {name: held_same(*each) for name, each in beside.items()}
+    held = {term.name: held_same(term, beside(term, known)) for term in terms}
     rows = associate(
         latents.codes,
         latents.people,
@@ -212,7 +211,7 @@ def associate_run(
         progress=progress,
     )
     about = {"covariates": list(covariates), "roles": sorted(set(latents.roles)), "permutations": permutations}
-    about |= {"variables": {name: model_of(*each).meaning for name, each in beside.items()}}
+    about |= {"variables": {term.name: model_of(term, beside(term, known)).meaning for term in terms}}
     about |= {"held_same": held, "seed": seed}
     sections: dict[str, Any] = {"Settings": about}
     if rotation != "none":
@@ -260,7 +259,7 @@ def associate(
     for index, variable in enumerate(variables):
         rows += _of_variable(
             variable,
-            [term for term in covariates if term.name != variable.name],
+            beside(variable, covariates),
             codes,
             np.asarray(people),
             stddev,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kerasvae.covariates import MISSING
 from kerasvae.errors import ArgumentError
 
-__all__ = ["Model", "Term", "column_of", "columns_of", "held_same", "model_of", "term_of"]
+__all__ = ["Model", "Term", "beside", "column_of", "columns_of", "held_same", "model_of", "term_of"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,11 @@ class Term:
     @property
     def meaning(self) -> str:
         """What its slope is that of."""
-        return " or ".join(f"{level} against {self.levels[0]}" for level in self.levels[1:]) or "a unit more"
+        return _against(self.levels[1:], self.levels[0] if self.levels else "")
+
+
+def _against(levels: Sequence[str], reference: str) -> str:
+    return " or ".join(f"{level} against {reference}" for level in levels if level) or "a unit more"
 
 
 def column_of(name: str) -> tuple[str, bool]:
@@ -113,7 +117,12 @@ class Model(NamedTuple):
     @property
     def meaning(self) -> str:
         """What slopes are those of."""
-        return " or ".join(f"{level} against {self.reference}" for level in self.levels if level) or "a unit more"
+        return _against(self.levels, self.reference)
+
+
+def beside(variable: Term, covariates: Sequence[Term]) -> list[Term]:
+    """What is held the same for a variable: the covariates but itself."""
+    return [term for term in covariates if term.name != variable.name]
 
 
 def model_of(variable: Term, covariates: Sequence[Term]) -> Model:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasvae.analysis.design import Term, columns_of
+from kerasvae.analysis.design import Term, beside, columns_of
 from kerasvae.analysis.latents import Latents, read_latents, scans_of
 from kerasvae.errors import ArgumentError, RunError
 from kerasvae.training.peer import pca_codes_beside
@@ -134,7 +134,7 @@ def sample_of(folds: Sequence[Fold], variable: str, covariates: Sequence[str]) -
     """
     latents = folds[0].latents
     asked = latents.term(variable)
-    held = [term for term in map(latents.term, covariates) if term.name != asked.name]
+    held = beside(asked, list(map(latents.term, covariates)))
     known = np.logical_and.reduce([term.known for term in (asked, *held)])
     everyone = np.array(latents.people)
     target = _whole(asked)[known]

@@ -12,7 +12,7 @@ from kerasvae.analysis.contents import Codes, read_codes
 from kerasvae.analysis.design import Term, column_of, term_of
 from kerasvae.data import ROLES, Scan
 from kerasvae.errors import ArgumentError, RunError, nearest
-from kerasvae.training.run import FIXED_COLUMNS, Run
+from kerasvae.training.run import Run
 
 __all__ = ["Latents", "asked_latents", "codes_of", "read_latents", "refuse_told", "scans_of"]
 
@@ -129,20 +129,13 @@ def read_latents(run: Run) -> Latents:
         RunError: As `codes_of` does, or if latents.tsv has scans that scans.tsv has not.
     """
     codes = codes_of(run)
-    known = {(row["participant_id"], row["session_id"] or "n/a"): row for row in run.scans if row["role"] != "excluded"}
-    if missing := [scan for scan in codes.scans if scan not in known]:
-        got = f"{' '.join(missing[0])} in latents.tsv alone"
-        raise RunError(
-            run.path, rule="have the same scans in latents.tsv and scans.tsv", got=got, fix="Evaluate it again"
-        )
-    rows = [known[scan] for scan in codes.scans]
-    names = [name for name in rows[0] if name not in FIXED_COLUMNS]
+    scans = scans_of(run, codes.scans)
     return Latents(
         tuple(person for person, _ in codes.scans),
         tuple(codes.roles),
         codes.means,
         codes.stddev,
-        {name: tuple(row[name] for row in rows) for name in names},
+        {name: tuple(scan.covariates[name] for scan in scans) for name in scans[0].covariates},
         tuple(session for _, session in codes.scans),
         frozenset(run.recipe.model.categorical),
         codes.root,

@@ -10,7 +10,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +19,10 @@ from kerasvae.backend import require_tensorflow
 from kerasvae.errors import KerasVAEError
 from kerasvae.terminal import err
 
-__all__ = ["app", "load_tensorflow", "main", "swift_imports"]
+if TYPE_CHECKING:
+    from kerasvae.training.run import Run
+
+__all__ = ["app", "load_tensorflow", "main", "open_run", "swift_imports"]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes are not for users of a command
 
@@ -90,6 +94,15 @@ def load_tensorflow() -> None:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def open_run(path: Path) -> Run:
+    """A run whose model is needed: a folder that is none is refused before TensorFlow is loaded, in seconds."""
+    from kerasvae.training.run import load_run
+
+    run = load_run(path)
+    load_tensorflow()
+    return run
 
 
 def _open_standard_streams() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kerasvae.cli.app import app, load_tensorflow
+from kerasvae.cli.app import app, open_run
 from kerasvae.cli.options import RunArgument, assignments, command_line, names
 from kerasvae.errors import ArgumentError
 from kerasvae.terminal import bar, err, out
@@ -33,10 +33,7 @@ def generate(
     Writes their images on the model's grid, participants.tsv with the values, codes.tsv with each code and the training
     person it is nearest to, and memorisation.json: whether the run draws its training people again.
     """
-    from kerasvae.training.run import load_run
-
-    values, opened = assignments(set_ or []), load_run(run)
-    load_tensorflow()
+    values, opened = assignments(set_ or []), open_run(run)
     from kerasvae.analysis.generation.run import generate_run
 
     with bar() as show:
@@ -76,10 +73,7 @@ def age(
     values = {name: names(text) for name, text in assignments(set_ or []).items()}
     if empty := [name for name, cells in values.items() if not cells]:
         raise ArgumentError("--set", rule="give values, as in age=60,80", got=f"{empty[0]}=", fix="Add one")
-    from kerasvae.training.run import load_run
-
-    opened = load_run(run)
-    load_tensorflow()
+    opened = open_run(run)
     from kerasvae.analysis.generation.counterfactual import age_run
 
     with bar() as show:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kerasvae.cli.app import app, load_tensorflow
+from kerasvae.cli.app import app, open_run
 from kerasvae.cli.options import JsonOption, RunArgument, answer, command_line, names, whole_numbers
 from kerasvae.terminal import bar
 
@@ -44,10 +44,7 @@ def maps(
     """
     asked, held, tested = map(names, (variables, covariates, voxelwise))
     along = whole_numbers(dimensions, "--dimensions")
-    from kerasvae.training.run import load_run
-
-    opened = load_run(run)
-    load_tensorflow()
+    opened = open_run(run)
     from kerasvae.analysis.maps.run import map_run
     from kerasvae.analysis.words import count
 
@@ -92,10 +89,7 @@ def deviate(
     Writes deviations.tsv: of each test person how unusual image, single places, code and regions are, with conformal
     p-values against calibration people; and maps of z. Files of the same names are replaced.
     """
-    from kerasvae.training.run import load_run
-
-    opened = load_run(run)
-    load_tensorflow()
+    opened = open_run(run)
     from kerasvae.analysis.deviation.run import deviate_run
 
     with bar() as show:

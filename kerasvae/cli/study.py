@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from kerasvae.cli.app import app, load_tensorflow
+from kerasvae.cli.app import app, open_run
 from kerasvae.cli.make import say_metrics
 from kerasvae.cli.options import JsonOption, RunArgument, names
 from kerasvae.terminal import out
@@ -26,10 +26,7 @@ AXES = {"none": "axes as trained", "principal": "principal axes", "varimax": "va
 @app.command()
 def evaluate(run: RunArgument, json_: JsonOption = False) -> None:
     """Compute the figures on the test people again. Example: `kerasvae evaluate run --json`."""
-    from kerasvae.training.run import load_run
-
-    opened = load_run(run)
-    load_tensorflow()
+    opened = open_run(run)
     from kerasvae.training.evaluate import evaluate as run_evaluation
 
     metrics = run_evaluation(opened)

@@ -84,19 +84,23 @@ class Run:
         return Split.from_scans([(r["participant_id"], r["role"]) for r in self.scans if r["role"] != "excluded"])
 
     @cached_property
-    def cohort(self) -> Cohort:
-        """The scans that were used, in the order of their rows."""
-        scans = tuple(
+    def _used(self) -> tuple[Scan, ...]:
+        """The scans that were used, in the order of scans.tsv."""
+        return tuple(
             Scan(row["participant_id"], row["session_id"], Path(row["path"]), _covariates(row))
             for row in self.scans
             if row["role"] != "excluded"
         )
-        return Cohort(scans, Path(self.source))
+
+    @cached_property
+    def cohort(self) -> Cohort:
+        """The scans that were used, in the order of their rows."""
+        return Cohort(self._used, Path(self.source))
 
     @cached_property
     def named_scans(self) -> dict[tuple[str, str], Scan]:
         """The scans that were used by person and session as tables name them: n/a where a person has no sessions."""
-        return {(scan.person, scan.session or "n/a"): scan for scan in self.cohort.scans}
+        return {(scan.person, scan.session or "n/a"): scan for scan in self._used}
 
     @property
     def source(self) -> str:

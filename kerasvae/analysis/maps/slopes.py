@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kerasvae.analysis.design import Term, model_of
+from kerasvae.analysis.design import Term, beside, model_of
 from kerasvae.analysis.permutation import orthonormal
 from kerasvae.analysis.visits import Visits
 from kerasvae.errors import ArgumentError
@@ -37,6 +37,7 @@ class Contrast:
         values: (m,): the column.
         held: (m, c): covariates, and other levels of the same variable.
         covariates: Names of the covariates.
+        level: Whether it is a level against another, 1 against 0.
         reach: How far from the middle it is typically, in its unit: the standard deviation; half a step to a level.
     """
 
@@ -46,6 +47,7 @@ class Contrast:
     values: Numbers
     held: Numbers
     covariates: tuple[str, ...]
+    level: bool
     reach: float
 
     @property
@@ -60,7 +62,7 @@ def contrasts_of(variable: Term, covariates: Sequence[Term]) -> list[Contrast]:
     Raises:
         ArgumentError: As `model_of` does, or if the variable is a mix of the covariates.
     """
-    covariates = [term for term in covariates if term.name != variable.name]
+    covariates = beside(variable, covariates)
     model = model_of(variable, covariates)
     known, x, z, levels = model.known, model.variable, model.covariates, model.levels
     found = []
@@ -73,6 +75,7 @@ def contrasts_of(variable: Term, covariates: Sequence[Term]) -> list[Contrast]:
             values=x[:, index],
             held=held,
             covariates=tuple(term.name for term in covariates),
+            level=bool(level),
             reach=0.5 if level else float(x[:, index].std(ddof=1)),
         )
         base = _basis(contrast)

@@ -113,16 +113,15 @@ def beyond(values: Sequence[float], low: float, high: float) -> list[bool]:
 def steps_of_contrast(contrast: Contrast, positions: Sequence[float]) -> Steps:
     """Steps of the reach of a contrast: a standard deviation of a number, half the difference of two levels."""
     values = contrast.values
-    level = contrast.meaning != f"a unit more of {contrast.name}"
     return Steps(
-        contrast.meaning if level else contrast.name,
+        contrast.meaning if contrast.level else contrast.name,
         f"{contrast.reach:.4g} of {contrast.name}",
         tuple(positions),
         float(values.mean()),
         contrast.reach,
         float(values.min()),
         float(values.max()),
-        level=level,
+        level=contrast.level,
     )
 
 
